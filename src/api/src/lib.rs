@@ -1,0 +1,2 @@
+//! Shared types.
+pub mod proto { include!(concat!(env!("OUT_DIR"), "/messages.rs")); }
