@@ -3,13 +3,14 @@
 use std::error::Error;
 
 const PROTO_ROOT: &str = "../../proto";
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "mvccpb/kv.proto",
     "authpb/auth.proto",
     "etcdserverpb/rpc.proto",
     "v3electionpb/v3election.proto",
     "v3lockpb/v3lock.proto",
     "grpc/health/v1/health.proto",
+    "quorate.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
