@@ -13,6 +13,7 @@ use quorate_store::watch::Hub;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tracing::warn;
 
 /// What the operator set and requests are held against.
@@ -33,6 +34,9 @@ pub struct Limits {
 /// Bytes that etcd's internal request adds to a client's: part of what `--max-request-bytes` is compared with.
 const REQUEST_OVERHEAD: usize = 18;
 
+/// Long selections at a time: they are bound by CPU and memory bandwidth, and writes want their share of both.
+const LARGE_READS: usize = 4;
+
 /// Shared by everything that serves requests.
 pub struct Member {
     pub id: MemberId,
@@ -43,13 +47,17 @@ pub struct Member {
     pub limits: Limits,
     /// Memory for answers that are being put together.
     pub memory: Budget,
+    /// Selections that may be long run this many at a time, off the threads that serve.
+    pub large_reads: Arc<Semaphore>,
     raising_nospace: AtomicBool,
 }
 
 impl Member {
     pub fn new(id: MemberId, cluster: ClusterId, node: Arc<Node>, hub: Hub, limits: Limits, memory: Budget) -> Self {
         let store = node.store().clone();
-        Self { id, cluster, node, store, hub, limits, memory, raising_nospace: AtomicBool::new(false) }
+        let large_reads = Arc::new(Semaphore::new(LARGE_READS));
+        let raising_nospace = AtomicBool::new(false);
+        Self { id, cluster, node, store, hub, limits, memory, large_reads, raising_nospace }
     }
 
     /// A header that speaks of `revision`, with the term as it is now.
@@ -115,6 +123,13 @@ impl Member {
         }
         self.raise_nospace();
         Err(Error::NoSpace.into())
+    }
+
+    /// Returns when the removal that runs, if any, is finished and durable.
+    pub async fn wait_for_compaction(&self) -> Result<(), Status> {
+        let store = self.store.clone();
+        let waited = tokio::task::spawn_blocking(move || store.wait_for_compaction()).await;
+        Ok(waited.map_err(|_| Status::from(Error::Stopped))?.map_err(|_| Error::Stopped)?)
     }
 
     fn raise_nospace(self: &Arc<Self>) {

@@ -76,7 +76,7 @@ impl rpc::Api for Services {
     ) -> Result<(), Status> {
         self.admit(&call)?;
         match method {
-            Method::WatchWatch => self.watches.serve(&self.member, call, incoming, outgoing).await,
+            Method::Watch => self.watches.serve(&self.member, call, incoming, outgoing).await,
             Method::LeaseKeepAlive => lease::keep_alive(&self.member, incoming, outgoing).await,
             Method::KvRangeStream => range::stream(&self.member, incoming, outgoing).await,
             Method::HealthWatch => health::watch(incoming, outgoing).await,
