@@ -9,8 +9,16 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+#[cfg(any(test, feature = "testing"))]
+mod faulty;
+#[cfg(any(test, feature = "testing"))]
+mod faulty_file;
 mod real;
 
+#[cfg(any(test, feature = "testing"))]
+pub use faulty::{FaultyDisk, Tear};
 pub use real::RealDisk;
 
 /// A file system. Names are paths below some directory that the user of the disk owns alone.
