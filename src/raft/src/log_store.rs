@@ -143,7 +143,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let (done, synced) = done();
-        self.wal.truncate_after(last_log_id.map_or(0, |id| position(id.index)), done);
+        self.wal.truncate_after(last_log_id.map(|id| position(id.index)), done);
         wait(synced).await
     }
 

@@ -27,6 +27,7 @@ pub struct Limits {
     pub quota_bytes: Option<u64>,
     /// How long a request may wait for consensus: 5 s and two election timeouts.
     pub request_timeout: Duration,
+    pub election_timeout: Duration,
     /// Shortest lease: one and a half election timeouts, in whole seconds.
     pub lease_ttl_min_secs: i64,
 }
@@ -114,7 +115,7 @@ impl Member {
         if cost == 0 {
             return Ok(());
         }
-        if self.store.is_disk_full() {
+        if self.store.is_full() {
             return Err(Error::NoSpace.into());
         }
         let Some(quota) = self.limits.quota_bytes else { return Ok(()) };
@@ -125,11 +126,14 @@ impl Member {
         Err(Error::NoSpace.into())
     }
 
-    /// Returns when the removal that runs, if any, is finished and durable.
-    pub async fn wait_for_compaction(&self) -> Result<(), Status> {
-        let store = self.store.clone();
-        let waited = tokio::task::spawn_blocking(move || store.wait_for_compaction()).await;
-        Ok(waited.map_err(|_| Status::from(Error::Stopped))?.map_err(|_| Error::Stopped)?)
+    /// Returns when everything that compaction up to `revision` takes is gone from the file for good.
+    pub async fn wait_for_compaction(&self, revision: i64) -> Result<(), Status> {
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        self.store.on_compacted(revision, move |result| drop(tx.send(result)));
+        match rx.await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(Error::Stopped.into()),
+        }
     }
 
     fn raise_nospace(self: &Arc<Self>) {

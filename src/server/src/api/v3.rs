@@ -6,6 +6,7 @@ mod health;
 mod kv;
 mod lease;
 mod maintenance;
+mod parts;
 mod range;
 mod watch;
 
@@ -17,18 +18,15 @@ use quorate_api::error::transport;
 use quorate_api::{Code, Error, Status};
 use std::sync::Arc;
 
-pub use watch::Watches;
-
 /// The services of one member.
 #[derive(Clone)]
 pub struct Services {
     member: Arc<Member>,
-    watches: Watches,
 }
 
 impl Services {
-    pub fn new(member: Arc<Member>, watches: Watches) -> Self {
-        Self { member, watches }
+    pub fn new(member: Arc<Member>) -> Self {
+        Self { member }
     }
 
     /// Metadata that etcd's interceptors look at, in their order.
@@ -76,7 +74,7 @@ impl rpc::Api for Services {
     ) -> Result<(), Status> {
         self.admit(&call)?;
         match method {
-            Method::Watch => self.watches.serve(&self.member, call, incoming, outgoing).await,
+            Method::Watch => watch::serve(&self.member, call, incoming, outgoing).await,
             Method::LeaseKeepAlive => lease::keep_alive(&self.member, incoming, outgoing).await,
             Method::KvRangeStream => range::stream(&self.member, incoming, outgoing).await,
             Method::HealthWatch => health::watch(incoming, outgoing).await,

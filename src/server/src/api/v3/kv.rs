@@ -1,6 +1,6 @@
 //! KV writes: Put, DeleteRange, Txn and Compact.
 
-use super::{decode, mismatched, reply};
+use super::{decode, mismatched, range, reply};
 use crate::member::Member;
 use crate::rpc::Reply as RpcReply;
 use bytes::Bytes;
@@ -39,7 +39,7 @@ pub async fn txn(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Statu
     member.check_quota(validate::txn_cost(&request))?;
     validate::txn(&request, member.limits.txn_ops)?;
     if validate::is_read_only(&request) {
-        return read_only_txn(member, &request).await;
+        return range::read_only_txn(member, request).await;
     }
     member.check_size(size)?;
     let outcome = member.propose(&Command::Txn(request)).await?;
@@ -48,23 +48,13 @@ pub async fn txn(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Statu
     reply(&response)
 }
 
-/// Never replicated: it runs on local state, behind a barrier unless all of it is serializable.
-async fn read_only_txn(member: &Arc<Member>, request: &pb::TxnRequest) -> Result<RpcReply, Status> {
-    if !validate::is_serializable(request) {
-        member.linearize().await?;
-    }
-    let (revision, mut response) = member.store.txn(request)?;
-    response.header = Some(member.header(revision));
-    reply(&response)
-}
-
 pub async fn compact(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
     let request: pb::CompactionRequest = decode(message)?;
-    let physical = request.physical;
+    let pb::CompactionRequest { revision, physical } = request;
     let outcome = member.propose(&Command::Compact(request)).await?;
     // etcd waits for a running removal even when this request is late.
     if physical && matches!(outcome.result, Ok(_) | Err(Error::Compacted)) {
-        member.wait_for_compaction().await?;
+        member.wait_for_compaction(revision).await?;
     }
     outcome.result?;
     reply(&pb::CompactionResponse { header: Some(member.header(outcome.revision)) })

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use prost::Message;
 use quorate_api::proto::etcdserverpb as pb;
 use quorate_api::proto::quorate as wire;
-use quorate_api::{Error, Status};
+use quorate_api::{Error, LeaseId, Status};
 use quorate_raft::lessor::Renewal;
 use quorate_store::command::{Command, Reply};
 use quorate_store::validate;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 pub async fn grant(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
     let request: pb::LeaseGrantRequest = decode(message)?;
-    member.check_quota(validate::LEASE_GRANT_COST)?;
+    member.check_quota(validate::LEASE_COST)?;
     let ttl_secs = validate::lease_ttl(request.ttl, member.limits.lease_ttl_min_secs)?;
     loop {
         let id = if request.id == 0 { random_id() } else { request.id };
@@ -57,7 +57,7 @@ pub async fn time_to_live(member: &Arc<Member>, message: Bytes) -> Result<RpcRep
         response.ttl = left.remaining_secs;
         response.granted_ttl = left.granted_secs;
         if request.keys {
-            response.keys = member.store.lease_keys(request.id);
+            response.keys = member.store.lease_keys(LeaseId(request.id));
         }
     }
     response.header = Some(member.header_now());
@@ -68,7 +68,7 @@ pub async fn leases(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, St
     let _: pb::LeaseLeasesRequest = decode(message)?;
     let ids = match member.node.lessor().by_deadline() {
         Some(ids) => ids,
-        None => member.store.leases().into_iter().map(|lease| lease.id).collect(),
+        None => member.store.leases().into_iter().map(|lease| lease.id.0).collect(),
     };
     let leases = ids.into_iter().map(|id| pb::LeaseStatus { id }).collect();
     reply(&pb::LeaseLeasesResponse { header: Some(member.header_now()), leases })

@@ -1,25 +1,18 @@
-//! KV reads: Range and RangeStream.
-//!
-//! A Range answer is one message whose length has to be known before its first byte. The store knows it from its index
-//! alone, so a large answer is read and sent piece by piece, as the client takes it, and holds one piece in memory.
+//! KV reads: Range, RangeStream, and transactions that only read.
 
 use super::decode;
+use super::parts::{Parts, WHOLE_BYTES};
 use crate::budget::Reserved;
 use crate::member::Member;
-use crate::rpc::{Incoming, Outgoing, PieceFuture, Reply, ReplyBody};
+use crate::rpc::{Incoming, Outgoing, Reply};
 use bytes::{Bytes, BytesMut};
 use prost::Message;
-use prost::encoding::{encode_key, encode_varint, WireType};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use quorate_api::proto::etcdserverpb::request_op::Request;
 use quorate_api::proto::etcdserverpb::{self as pb, range_request::SortOrder, range_request::SortTarget};
 use quorate_api::{Error, Status};
 use quorate_store::{RangeAnswer, validate};
 use std::sync::Arc;
-
-/// Answers up to this size are put together at once; larger ones are sent piece by piece.
-const WHOLE_BYTES: usize = 32 << 10;
-
-/// Size of a piece: what a connection holds for a client that does not read.
-const PIECE_BYTES: usize = 64 << 10;
 
 /// Keys that a request may select to be looked up on the thread that serves its connection.
 const INLINE_KEYS: i64 = 1000;
@@ -34,30 +27,41 @@ pub async fn range(member: &Arc<Member>, message: Bytes) -> Result<Reply, Status
         member.linearize().await?;
     }
     let (answer, held) = select(member, request).await?;
-    let header = member.header(answer.revision);
-    let mut head = BytesMut::with_capacity(64);
-    encode_key(1, WireType::LengthDelimited, &mut head);
-    encode_varint(header.encoded_len() as u64, &mut head);
-    header.encode_raw(&mut head);
-    let mut tail = BytesMut::with_capacity(16);
-    encode_tail(&answer, &mut tail);
-
-    let kvs = answer.encoded_len();
-    let body = Pieces { head: Some(head.freeze()), answer, left: kvs, tail: Some(tail.freeze()), _held: held };
-    if kvs <= WHOLE_BYTES {
-        return body.whole();
-    }
-    Ok(Reply::Body(Box::new(body)))
+    let mut parts = Parts::new(held.into_iter().collect());
+    push_range(&mut parts, answer, |answer| member.header(answer.revision));
+    parts.reply()
 }
 
-/// `more` and `count`, the fields behind the pairs.
-fn encode_tail(answer: &RangeAnswer, tail: &mut BytesMut) {
+/// A RangeResponse: header, pairs, `more` and `count`.
+fn push_range(parts: &mut Parts, answer: RangeAnswer, header: impl FnOnce(&RangeAnswer) -> pb::ResponseHeader) {
+    parts.push(encode_header(&header(&answer)));
+    let tail = encode_tail(&answer);
+    parts.push_pairs(answer);
+    parts.push(tail);
+}
+
+fn encode_header(header: &pb::ResponseHeader) -> BytesMut {
+    let mut out = BytesMut::with_capacity(64);
+    encode_field(1, header.encoded_len(), &mut out);
+    header.encode_raw(&mut out);
+    out
+}
+
+/// The fields behind the pairs.
+fn encode_tail(answer: &RangeAnswer) -> BytesMut {
+    let mut tail = BytesMut::with_capacity(16);
     if answer.more {
-        prost::encoding::bool::encode(3, &answer.more, tail);
+        prost::encoding::bool::encode(3, &answer.more, &mut tail);
     }
     if answer.count != 0 {
-        prost::encoding::int64::encode(4, &answer.count, tail);
+        prost::encoding::int64::encode(4, &answer.count, &mut tail);
     }
+    tail
+}
+
+fn encode_field(number: u32, len: usize, out: &mut BytesMut) {
+    encode_key(number, WireType::LengthDelimited, out);
+    encode_varint(len as u64, out);
 }
 
 /// Runs the selection: at once when it can't be long, otherwise off the serving threads and few at a time.
@@ -65,74 +69,101 @@ async fn select(member: &Arc<Member>, request: pb::RangeRequest) -> Result<(Rang
     if is_short(&request) {
         return Ok((member.store.range(&request)?, None));
     }
+    let answer = off_thread(member, move |store| store.range(&request)).await?;
+    let held = reserve(member, &answer).await?;
+    Ok((answer, held))
+}
+
+async fn off_thread<T: Send + 'static>(
+    member: &Arc<Member>,
+    read: impl FnOnce(&quorate_store::Store) -> Result<T, quorate_store::Error> + Send + 'static,
+) -> Result<T, Status> {
+    let stopped = |_| Status::from(Error::Stopped);
     let slot = member.large_reads.clone().acquire_owned().await.map_err(|_| Status::from(Error::Stopped))?;
     let store = member.store.clone();
-    let selected = tokio::task::spawn_blocking(move || {
-        let answer = store.range(&request);
+    let done = tokio::task::spawn_blocking(move || {
+        let result = read(&store);
         drop(slot);
-        answer
+        result
     });
-    let answer = selected.await.map_err(|_| Status::from(Error::Stopped))??;
-    let held = match answer.memory() {
-        small if small <= WHOLE_BYTES => None,
-        large => Some(member.memory.reserve(large).await?),
-    };
-    Ok((answer, held))
+    Ok(done.await.map_err(stopped)??)
+}
+
+async fn reserve(member: &Arc<Member>, answer: &RangeAnswer) -> Result<Option<Reserved>, Status> {
+    match answer.memory() {
+        small if small <= WHOLE_BYTES => Ok(None),
+        large => member.memory.reserve(large).await.map(Some),
+    }
 }
 
 fn is_short(request: &pb::RangeRequest) -> bool {
     let plain = request.sort_order == SortOrder::None as i32
         && request.sort_target == SortTarget::Key as i32
-        && request.min_mod_revision == 0
-        && request.max_mod_revision == 0
-        && request.min_create_revision == 0
-        && request.max_create_revision == 0;
+        && filters(request) == [0; 4];
     request.range_end.is_empty() || (plain && (1..=INLINE_KEYS).contains(&request.limit))
 }
 
-/// An answer on its way.
-struct Pieces {
-    head: Option<Bytes>,
-    answer: RangeAnswer,
-    /// Bytes of pairs still to come.
-    left: usize,
-    tail: Option<Bytes>,
-    _held: Option<Reserved>,
+fn filters(request: &pb::RangeRequest) -> [i64; 4] {
+    [
+        request.min_mod_revision,
+        request.max_mod_revision,
+        request.min_create_revision,
+        request.max_create_revision,
+    ]
 }
 
-impl Pieces {
-    fn whole(mut self) -> Result<Reply, Status> {
-        let mut message = BytesMut::with_capacity(self.len());
-        while let Some(piece) = self.piece()? {
-            message.extend_from_slice(&piece);
-        }
-        Ok(Reply::Message(message.freeze()))
+/// Never replicated: it runs on local state, behind a barrier unless all of it is serializable.
+pub async fn read_only_txn(member: &Arc<Member>, request: pb::TxnRequest) -> Result<Reply, Status> {
+    if !validate::is_serializable(&request) {
+        member.linearize().await?;
     }
-
-    fn piece(&mut self) -> Result<Option<Bytes>, Status> {
-        if let Some(head) = self.head.take() {
-            return Ok(Some(head));
-        }
-        if self.left > 0 {
-            let piece = self.answer.next_chunk(PIECE_BYTES)?.ok_or_else(super::mismatched)?;
-            self.left = self.left.saturating_sub(piece.len());
-            return Ok(Some(piece));
-        }
-        Ok(self.tail.take().filter(|tail| !tail.is_empty()))
+    let answer = if is_short_txn(&request) {
+        member.store.read_txn(&request)?
+    } else {
+        off_thread(member, move |store| store.read_txn(&request)).await?
+    };
+    let mut held = Vec::new();
+    for range in &answer.ranges {
+        held.extend(reserve(member, range).await?);
     }
+    let mut parts = Parts::new(held);
+    parts.push(encode_header(&member.header(answer.revision)));
+    if answer.succeeded {
+        let mut succeeded = BytesMut::with_capacity(2);
+        prost::encoding::bool::encode(2, &true, &mut succeeded);
+        parts.push(succeeded);
+    }
+    for range in answer.ranges {
+        push_response_op(&mut parts, range);
+    }
+    parts.reply()
 }
 
-impl ReplyBody for Pieces {
-    fn len(&self) -> usize {
-        self.left + self.head.as_ref().map_or(0, Bytes::len) + self.tail.as_ref().map_or(0, Bytes::len)
-    }
-
-    fn next(&mut self) -> PieceFuture<'_> {
-        Box::pin(async { self.piece().transpose() })
-    }
+fn is_short_txn(request: &pb::TxnRequest) -> bool {
+    let short = |op: &pb::RequestOp| match &op.request {
+        Some(Request::RequestRange(range)) => range.range_end.is_empty(),
+        _ => true,
+    };
+    request.compare.iter().all(|compare| compare.range_end.is_empty())
+        && request.success.iter().chain(&request.failure).all(short)
 }
 
-/// The same answer as a sequence of messages at one revision; header, `more` and `count` come with the last.
+/// `responses` of a TxnResponse: a ResponseOp with a RangeResponse, whose header says the revision only.
+fn push_response_op(parts: &mut Parts, range: RangeAnswer) {
+    let header = encode_header(&pb::ResponseHeader { revision: range.revision.0, ..Default::default() });
+    let tail = encode_tail(&range);
+    let response = header.len() + range.encoded_len() + tail.len();
+    let op = key_len(1) + encoded_len_varint(response as u64) + response;
+    let mut head = BytesMut::with_capacity(16 + header.len());
+    encode_field(3, op, &mut head);
+    encode_field(1, response, &mut head);
+    head.extend_from_slice(&header);
+    parts.push(head);
+    parts.push_pairs(range);
+    parts.push(tail);
+}
+
+/// The answer to a Range as a sequence of messages at one revision; header, `more` and `count` come with the last.
 pub async fn stream(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: Outgoing) -> Result<(), Status> {
     let Some(message) = incoming.message().await? else { return Ok(()) };
     let request: pb::RangeRequest = decode(message)?;
@@ -140,13 +171,7 @@ pub async fn stream(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: 
     if request.sort_order != SortOrder::None as i32 || request.sort_target != SortTarget::Key as i32 {
         return Err(Error::RangeStreamSort.into());
     }
-    let filters = [
-        request.min_mod_revision,
-        request.max_mod_revision,
-        request.min_create_revision,
-        request.max_create_revision,
-    ];
-    if filters.iter().any(|filter| *filter != 0) {
+    if filters(&request) != [0; 4] {
         return Err(Error::RangeStreamFilter.into());
     }
     if !request.serializable {
@@ -154,44 +179,25 @@ pub async fn stream(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: 
     }
     let (mut answer, _held) = select(member, request).await?;
     let header = member.header(answer.revision);
-    let mut left = answer.encoded_len();
     let mut keys = STREAM_KEYS_FIRST;
-    let half = member.limits.request_bytes / 2;
-    while left > 0 {
-        let piece = answer.next_keys(keys, PIECE_BYTES.max(half * 4))?.ok_or_else(super::mismatched)?;
-        left = left.saturating_sub(piece.len());
-        if piece.len() < half {
+    loop {
+        let mut response = pb::RangeResponse { kvs: answer.next_kvs(keys)?, ..Default::default() };
+        let last = answer.pairs_left() == 0;
+        if last {
+            response.header = Some(header);
+            response.more = answer.more;
+            response.count = answer.count;
+        }
+        let message = pb::RangeStreamResponse { range_response: Some(response) }.encode_to_vec();
+        let len = message.len();
+        outgoing.send(message).await?;
+        if last {
+            return Ok(());
+        }
+        if len < member.limits.request_bytes / 2 {
             keys = keys.saturating_mul(2);
-        } else if piece.len() > half * 4 {
+        } else if len > member.limits.request_bytes.saturating_mul(2) {
             keys = (keys / 2).max(1);
         }
-        if left == 0 {
-            return send_last(&mut outgoing, header, &answer, piece).await;
-        }
-        outgoing.send(in_stream(piece)).await?;
     }
-    send_last(&mut outgoing, header, &answer, Bytes::new()).await
-}
-
-async fn send_last(
-    outgoing: &mut Outgoing,
-    header: pb::ResponseHeader,
-    answer: &RangeAnswer,
-    kvs: Bytes,
-) -> Result<(), Status> {
-    let mut message = BytesMut::with_capacity(kvs.len() + 80);
-    let head = pb::RangeResponse { header: Some(header), ..Default::default() };
-    head.encode_raw(&mut message);
-    message.extend_from_slice(&kvs);
-    encode_tail(answer, &mut message);
-    outgoing.send(in_stream(message.freeze())).await
-}
-
-/// Wraps an encoded RangeResponse as the one field of a RangeStreamResponse.
-fn in_stream(response: Bytes) -> Bytes {
-    let mut message = BytesMut::with_capacity(response.len() + 8);
-    encode_key(1, WireType::LengthDelimited, &mut message);
-    encode_varint(response.len() as u64, &mut message);
-    message.extend_from_slice(&response);
-    message.freeze()
 }
