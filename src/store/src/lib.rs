@@ -10,3 +10,4 @@
 pub mod backend;
 pub mod command;
 pub mod event;
+pub mod mvcc;

@@ -1,0 +1,5 @@
+//! Multi-version key-value state.
+
+mod leaf;
+pub mod index;
+pub mod version;
