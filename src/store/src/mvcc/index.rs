@@ -99,6 +99,23 @@ impl Index {
         self.record(key).into_iter().flat_map(Record::versions)
     }
 
+    /// The newest live version of every key that has one.
+    pub fn each_newest(&self, mut each: impl FnMut(&[u8], Version)) {
+        for leaf in self.leaves.values() {
+            for at in 0..leaf.len() {
+                if let Some(newest) = leaf.record(at).newest().live() {
+                    each(leaf.key(at), newest);
+                }
+            }
+        }
+    }
+
+    /// What the change at `row` replaced: nothing if the key did not exist, or if that version is compacted.
+    pub fn before(&self, key: &[u8], row: RowId) -> Option<Version> {
+        let older = self.versions(key).rev().find(|version| version.row() < row);
+        older.and_then(Version::live)
+    }
+
     /// Writes a key. Returns the new version and the one that it replaced.
     pub fn put(&mut self, key: &[u8], new: NewVersion) -> (Version, Option<Version>) {
         let leaf = self.leaf_of_mut(key);
