@@ -6,7 +6,7 @@ use std::ops::Bound;
 use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, Table};
 
 use super::change::{Applied, RowId};
-use super::disk::Patient;
+use super::disk::{Patient, Summed};
 use super::error::{During, Error};
 use super::format::{self, ROW_ID_LEN, stored_cost};
 use super::shared::Queued;
@@ -27,6 +27,7 @@ pub(super) struct Facts {
 
 /// Opens the file, or makes a new one of an empty disk.
 pub(super) fn open(disk: Patient, cache_bytes: usize) -> Result<(Database, Facts), Error> {
+    let disk = Summed::open(disk)?;
     let db = Builder::new()
         .set_cache_size(cache_bytes)
         .create_with_backend(disk)
@@ -65,16 +66,6 @@ fn read_facts(db: &Database) -> Result<Option<Facts>, Error> {
             term: le(key, term)?,
         })
     };
-    let found = record(format::FORMAT_RECORD)?.ok_or_else(|| Error::Corrupt {
-        what: "no format record".into(),
-    })?;
-    let found = le(format::FORMAT_RECORD, &found)? as u32;
-    if found > format::FORMAT {
-        return Err(Error::Format {
-            found,
-            known: format::FORMAT,
-        });
-    }
     let meta = read.open_table(format::META).during("open table meta")?;
     let last = meta.last().during("find the newest row")?;
     Ok(Some(Facts {
@@ -106,14 +97,13 @@ fn begin(db: &Database) -> Result<redb::WriteTransaction, Error> {
     Ok(write)
 }
 
-/// An empty file gets its tables and its format in one commit.
+/// An empty file gets its tables in one commit.
 fn initialize(db: &Database) -> Result<(), Error> {
     let write = begin(db)?;
     {
         write.open_table(format::META).during("make table meta")?;
         write.open_table(format::VALUES).during("make table values")?;
-        let mut system = write.open_table(format::SYSTEM).during("make table system")?;
-        put_number(&mut system, format::FORMAT_RECORD, u64::from(format::FORMAT))?;
+        write.open_table(format::SYSTEM).during("make table system")?;
     }
     write.commit().during("make backend file")
 }

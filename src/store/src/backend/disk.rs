@@ -1,4 +1,8 @@
-//! The seam under redb: the file, and what happens when the disk is full.
+//! The seam under redb: the file, its checksums, and what happens when the disk is full.
+//!
+//! ```text
+//! redb ── Summed (a CRC for every page) ── Patient (space) ── Disk: FileDisk, or a faulty twin in tests
+//! ```
 //!
 //! redb takes any error of its storage as final: after one it serves nothing more. A full disk must not end that way,
 //! so [`Patient`] stands between: it keeps a *reserve* of allocated blocks beside the file, gives it up piece by piece
@@ -8,6 +12,7 @@
 //! A failed sync is never waited out: it goes up and is final.
 
 mod file;
+mod summed;
 
 use std::io;
 use std::sync::Arc;
@@ -17,6 +22,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 pub use file::FileDisk;
+pub(super) use summed::Summed;
 
 /// One growing array of bytes with a reserve of space beside it.
 pub trait Disk: std::fmt::Debug + Send + Sync + 'static {
@@ -72,7 +78,7 @@ const RETRY: Duration = Duration::from_millis(500);
 /// What a write without space takes from the reserve at once, at least.
 const RELEASE_BYTES: u64 = 4 << 20;
 
-/// The disk as redb sees it.
+/// A disk that waits for space.
 #[derive(Clone, Debug)]
 pub(super) struct Patient {
     disk: Arc<dyn Disk>,
@@ -142,7 +148,7 @@ fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-impl redb::StorageBackend for Patient {
+impl Patient {
     fn len(&self) -> io::Result<u64> {
         self.disk.len()
     }
@@ -155,7 +161,7 @@ impl redb::StorageBackend for Patient {
         self.with_space(0, || self.disk.set_len(len))
     }
 
-    fn sync_data(&self) -> io::Result<()> {
+    fn sync(&self) -> io::Result<()> {
         self.disk.sync()
     }
 

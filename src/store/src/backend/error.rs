@@ -22,6 +22,14 @@ pub enum Error {
         "backend file has format {found}, this version reads up to {known}: start the version that wrote it, or a newer one"
     )]
     Format { found: u32, known: u32 },
+    #[error("the file is no backend file; point the data directory at one, or at an empty place")]
+    Foreign,
+    #[error("{doing}")]
+    Disk {
+        doing: &'static str,
+        #[source]
+        source: Arc<io::Error>,
+    },
     /// Bytes are not what was written. Never answered as "not found".
     #[error("backend is damaged: {what}; restore this member from its peers or from a snapshot")]
     Corrupt { what: String },
@@ -44,12 +52,26 @@ pub enum Error {
 }
 
 impl Error {
+    pub(super) fn disk(doing: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Disk {
+            doing,
+            source: Arc::new(source),
+        }
+    }
+
     pub(super) fn database(doing: &'static str) -> impl FnOnce(redb::Error) -> Self {
         move |source| match source {
             redb::Error::Corrupted(what) => Self::Corrupt {
                 what: format!("{doing}: {what}"),
             },
             redb::Error::DatabaseClosed => Self::Closed,
+            redb::Error::Io(source) if source.kind() == io::ErrorKind::InvalidData => Self::Corrupt {
+                what: format!("{doing}: {source}"),
+            },
+            redb::Error::Io(source) => Self::Disk {
+                doing,
+                source: Arc::new(source),
+            },
             source => Self::Database {
                 doing,
                 source: Arc::new(source),

@@ -1,5 +1,5 @@
-//! Tables, keys and encodings of the file, as FORMAT.md describes them. Every value carries our own CRC32C over its
-//! key and its bytes, since redb's page checksums are not looked at when a page is read.
+//! Tables, keys and encodings of the file, as FORMAT.md describes them. Every stored value carries a CRC32C over its
+//! key and its bytes: the last check before an answer, after whatever redb and its cache did with them.
 
 use std::cmp::Ordering;
 
@@ -8,7 +8,7 @@ use redb::{TableDefinition, TypeName};
 use super::change::{Row, RowId, SystemTable};
 use super::error::Error;
 
-/// Written into every file; a file with a higher one is refused.
+/// Written at the head of every file; a file with a higher one is refused.
 pub const FORMAT: u32 = 1;
 
 pub(super) const META: TableDefinition<RowId, &[u8]> = TableDefinition::new("meta");
@@ -17,7 +17,6 @@ pub(super) const SYSTEM: TableDefinition<&[u8], &[u8]> = TableDefinition::new("s
 
 /// Prefix of the backend's own records in `system`; the others are [`SystemTable`] numbers.
 const OWN: u8 = 0;
-pub(super) const FORMAT_RECORD: &[u8] = &[OWN, b'f'];
 pub(super) const APPLIED_RECORD: &[u8] = &[OWN, b'a'];
 pub(super) const APPLIED_BEFORE_RECORD: &[u8] = &[OWN, b'b'];
 pub(super) const REVISION_RECORD: &[u8] = &[OWN, b'r'];
