@@ -73,6 +73,10 @@ impl Barrier {
         self.alone.store(alone, Ordering::Release);
     }
 
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone.load(Ordering::Acquire)
+    }
+
     /// Rounds that failed.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)

@@ -30,5 +30,5 @@ pub mod state_machine;
 mod tracker;
 pub mod types;
 
-pub use node::{Node, Options, StartError};
+pub use node::{Node, Options, RaftStatus, StartError};
 pub use proposer::ProposeError;

@@ -6,13 +6,15 @@ use crate::types::{Entry, LogId, TypeConfig, Vote, log_id, position};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{Stream, stream};
 use openraft::entry::RaftEntry;
-use openraft::impls::leader_id_std::LeaderId;
+use openraft::vote::leader_id_std::LeaderId;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use quorate_wal::{LogPos, Wal};
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
 
 /// Entries are read back in pieces of about this many bytes, for apply after a restart as for slow followers, so that
@@ -23,11 +25,18 @@ const READ_BYTES: usize = 1 << 20;
 #[derive(Clone)]
 pub struct LogStore {
     wal: Wal,
+    /// Payload bytes appended by this process.
+    appended: Arc<AtomicU64>,
 }
 
 impl LogStore {
     pub fn new(wal: Wal) -> Self {
-        Self { wal }
+        Self { wal, appended: Arc::default() }
+    }
+
+    /// Payload bytes appended by this process so far: with it, purging follows the size of the log.
+    pub fn appended_bytes(&self) -> u64 {
+        self.appended.load(Ordering::Relaxed)
     }
 
     /// Entries of `range`, up to about `max_bytes` of them but at least one if there is one.
@@ -133,10 +142,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries = entries
+        let entries: Vec<_> = entries
             .into_iter()
             .map(|entry| quorate_wal::Entry { pos: to_pos(entry.log_id()), payload: batch::encode(&entry.payload) })
             .collect();
+        let bytes: usize = entries.iter().map(|entry| entry.payload.len()).sum();
+        self.appended.fetch_add(bytes as u64, Ordering::Relaxed);
         self.wal.append(entries, Box::new(move |result| callback.io_completed(result.map_err(other))));
         Ok(())
     }

@@ -10,6 +10,8 @@ use crate::proposer::{ProposeError, Proposer};
 use crate::state_machine::{Listeners, StateMachine};
 use crate::tracker::Tracker;
 use crate::types::{RaftHandle, position};
+use openraft::async_runtime::WatchReceiver;
+use openraft::error::Fatal;
 use openraft::{Config, EmptyNode, Raft, SnapshotPolicy};
 use parking_lot::Mutex;
 use quorate_api::proto::quorate::LeaseRevoke;
@@ -36,6 +38,9 @@ const LEASE_SLICE: usize = 500;
 
 /// How often the log is looked at for what can be purged.
 const PURGE_SCAN: Duration = Duration::from_secs(1);
+
+/// Payload bytes after which the log is purged, however few entries they are.
+const PURGE_BYTES: u64 = 64 << 20;
 
 pub struct Options {
     pub member: u64,
@@ -129,7 +134,8 @@ impl Node {
         };
         let machine = StateMachine::new(applier, store.clone(), listeners);
         let config = Arc::new(raft_config(&options)?);
-        let raft = Raft::new(member, config, NoPeers, LogStore::new(wal.clone()), machine)
+        let log = LogStore::new(wal.clone());
+        let raft = Raft::new(member, config, NoPeers, log.clone(), machine)
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
 
@@ -154,7 +160,7 @@ impl Node {
         node.tasks.lock().extend(spawned);
         node.found_or_recover(options.election).await?;
         node.tasks.lock().push(tokio::spawn(expire_leases(node.clone())));
-        let purge = purge_log(node.clone(), options.snapshot_count, options.catchup_entries);
+        let purge = purge_log(node.clone(), log, options.snapshot_count, options.catchup_entries);
         node.tasks.lock().push(tokio::spawn(purge));
         Ok(node)
     }
@@ -263,8 +269,8 @@ impl Node {
         if let Err(error) = self.wal.clone().close() {
             warn!(%error, "log not closed in order; the next start will replay it");
         }
-        if let Err(error) = self.store.close() {
-            warn!(%error, "store not closed in order; the next start will replay the log");
+        if let Err(error) = self.store.flush() {
+            warn!(%error, "store not flushed; the next start will replay the log");
         }
     }
 }
@@ -299,7 +305,7 @@ async fn watch_raft(node: Arc<Node>, on_fatal: Arc<dyn Fn(String) + Send + Sync>
             (now.current_term, now.current_leader, now.vote.committed, now.running_state.clone())
         };
         if let Err(reason) = state {
-            if !matches!(reason, openraft::error::Fatal::Stopped) {
+            if !matches!(reason, Fatal::Stopped) {
                 error!(%reason, "consensus has ended");
                 node.proposer.abandon(ProposeError::Unknown);
                 node.barrier.close();
@@ -335,7 +341,7 @@ async fn start_lease_clock(node: &Node, term: u64, election: Duration) {
     let known = || {
         let all = node.store.leases();
         let known = |lease: &quorate_store::LeaseInfo| Known {
-            id: lease.id,
+            id: lease.id.0,
             ttl_secs: lease.ttl_secs,
             remaining_secs: lease.remaining_secs,
         };
@@ -356,9 +362,12 @@ async fn expire_leases(node: Arc<Node>) {
                 .map(|id| (id, node.proposer.propose(&Command::LeaseRevoke(LeaseRevoke { id, expired_in_term: term }))))
                 .collect();
             for (id, answer) in answers {
-                match answer {
-                    Ok(answer) if matches!(answer.await, Ok(Ok(_))) => {}
-                    _ => node.lessor.retry(id),
+                let settled = match answer {
+                    Ok(answer) => matches!(answer.await, Ok(Ok(_))),
+                    Err(_) => false,
+                };
+                if !settled {
+                    node.lessor.retry(id);
                 }
             }
             info!(leases = count, "leases expired");
@@ -367,18 +376,19 @@ async fn expire_leases(node: Arc<Node>) {
 }
 
 /// Purges the log behind the last but one durable commit of the backend, less a reserve for followers.
-async fn purge_log(node: Arc<Node>, every: u64, reserve: u64) {
+async fn purge_log(node: Arc<Node>, log: LogStore, every: u64, reserve: u64) {
     let mut scan = tokio::time::interval(PURGE_SCAN);
     scan.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut purged_at = log.appended_bytes();
     loop {
         scan.tick().await;
         let (purged, last) = node.wal.state();
         let purged = purged.map_or(0, |pos| pos.index);
-        let reserve = if node.alone() { 0 } else { reserve };
-        let Some(durable) = node.store.durable_before_last() else { continue };
-        let upto = durable.index.saturating_sub(reserve);
         let long = last.is_some_and(|last| last.index.saturating_sub(purged) > every);
-        let large = node.wal.bytes() > PURGE_BYTES;
+        let large = log.appended_bytes() - purged_at > PURGE_BYTES;
+        // The sole voter has no follower that could want the reserve.
+        let reserve = if node.barrier.is_alone() { 0 } else { reserve };
+        let upto = node.store.durable().last_but_one.index.saturating_sub(reserve);
         if upto <= purged || !(long || large) {
             continue;
         }
@@ -388,8 +398,9 @@ async fn purge_log(node: Arc<Node>, every: u64, reserve: u64) {
             let _ = node.raft.wait(Some(Duration::from_secs(60))).metrics(built, "names a snapshot").await;
             node.raft.trigger().purge_log(upto - 1).await
         };
-        if let Err(error) = purge.await {
-            warn!(%error, "log not purged");
+        match purge.await {
+            Ok(()) => purged_at = log.appended_bytes(),
+            Err(error) => warn!(%error, "log not purged"),
         }
     }
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 /// What a snapshot hands over: a consistent image of the store.
-pub type SnapshotData = quorate_store::Snapshot;
+pub type SnapshotData = quorate_store::Image;
 
 /// What apply tells the rest of the node.
 pub struct Listeners {

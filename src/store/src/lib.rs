@@ -26,6 +26,8 @@ mod tables;
 pub mod validate;
 
 pub use apply::Applier;
+pub use backend::Applied;
 pub use error::Error;
+pub use lease::LeaseInfo;
 pub use mvcc::answer::RangeAnswer;
 pub use store::{EventSink, Options, Store};
