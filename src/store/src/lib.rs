@@ -2,9 +2,11 @@
 //! deterministic: apply is a pure function of (state, command); no clock, no randomness, no tokio.
 //!
 //! * [`command`] — what the log carries: commands, their encoding, their outcomes;
-//! * [`event`] — what a change looks like to watchers.
+//! * [`event`] — what a change looks like to watchers;
+//! * [`watch`] — from published changes to the responses of watch streams.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod command;
 pub mod event;
+pub mod watch;
