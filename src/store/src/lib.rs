@@ -9,6 +9,7 @@
 //! * [`lease`], [`members`], [`alarms`] — replicated state beside the keys;
 //! * [`event`] — what a change looks like to watchers;
 //! * [`backend`] — the durable store under all of it: one file, one writer, views that stand still.
+//! * [`watch`] — from published changes to the responses of watch streams.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -24,6 +25,7 @@ pub mod mvcc;
 pub mod store;
 mod tables;
 pub mod validate;
+pub mod watch;
 
 pub use apply::Applier;
 pub use backend::Applied;
