@@ -29,7 +29,13 @@ impl Alarms {
 
     /// Raises or clears one. Returns the alarm that is now set, or that was taken away; nothing for kinds that are
     /// none.
-    pub fn set(&mut self, member_id: u64, kind: i32, active: bool, system: &mut Vec<SystemWrite>) -> Option<AlarmMember> {
+    pub fn set(
+        &mut self,
+        member_id: u64,
+        kind: i32,
+        active: bool,
+        system: &mut Vec<SystemWrite>,
+    ) -> Option<AlarmMember> {
         match AlarmType::try_from(kind) {
             Ok(AlarmType::Nospace | AlarmType::Corrupt) => {}
             Ok(AlarmType::None) | Err(_) => return None,

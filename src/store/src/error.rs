@@ -15,7 +15,9 @@ pub enum Error {
     #[error("stored {what} of {name} can't be read: damaged, or written by a newer version")]
     Damaged { what: &'static str, name: String },
     /// One range would hold more than its budget.
-    #[error("range would hold more than {budget} bytes to sort its result; ask for fewer keys, or without a sort order")]
+    #[error(
+        "range would hold more than {budget} bytes to sort its result; ask for fewer keys, or without a sort order"
+    )]
     Memory { budget: usize },
     /// Entries come once each and in order.
     #[error("entry {index} does not follow the applied entry {applied}")]

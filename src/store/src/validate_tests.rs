@@ -48,7 +48,10 @@ fn a_key_is_put_once_and_not_deleted_beside() {
     assert_eq!(check(vec![put_of("b"), delete_of("a", "c")]), dup);
     assert_eq!(check(vec![put_of("c"), delete_of("a", "c")]), Ok(()));
     assert_eq!(check(vec![put_of("a"), delete_of("a", "")]), dup);
-    assert_eq!(check(vec![delete_of("a", "m"), delete_of("b", "z"), delete_of("b", "")]), Ok(()));
+    assert_eq!(
+        check(vec![delete_of("a", "m"), delete_of("b", "z"), delete_of("b", "")]),
+        Ok(())
+    );
     assert_eq!(check(vec![delete_of("a", "m"), delete_of("k", "z"), put_of("y")]), dup);
     // What etcd lets pass.
     assert_eq!(check(vec![put_of("b"), delete_of("a", "\0")]), Ok(()));
@@ -66,13 +69,26 @@ fn the_rule_reaches_into_nested_transactions() {
     let dup = Err(Error::DuplicateKey);
     assert_eq!(check(vec![nested(vec![put_of("a")], vec![put_of("a")])]), Ok(()));
     assert_eq!(check(vec![nested(vec![put_of("a")], vec![]), put_of("a")]), dup);
-    assert_eq!(check(vec![nested(vec![put_of("a")], vec![]), nested(vec![], vec![put_of("a")])]), dup);
+    assert_eq!(
+        check(vec![
+            nested(vec![put_of("a")], vec![]),
+            nested(vec![], vec![put_of("a")])
+        ]),
+        dup
+    );
     assert_eq!(check(vec![nested(vec![put_of("b")], vec![]), delete_of("a", "c")]), dup);
     assert_eq!(check(vec![nested(vec![delete_of("a", "c")], vec![]), put_of("b")]), dup);
     assert_eq!(check(vec![nested(vec![put_of("a"), put_of("a")], vec![])]), dup);
-    let (put, delete) = (nested(vec![put_of("b")], vec![]), nested(vec![delete_of("a", "c")], vec![]));
+    let (put, delete) = (
+        nested(vec![put_of("b")], vec![]),
+        nested(vec![delete_of("a", "c")], vec![]),
+    );
     assert_eq!(check(vec![delete.clone(), put.clone()]), dup);
-    assert_eq!(check(vec![put, delete]), Ok(()), "etcd looks only one way between siblings");
+    assert_eq!(
+        check(vec![put, delete]),
+        Ok(()),
+        "etcd looks only one way between siblings"
+    );
 }
 
 /// A37: both the number of operations and the cost count what is nested.
@@ -97,7 +113,13 @@ fn nested_txn_counts_toward_quota_and_op_limit() {
     assert_eq!(txn_cost(&whole), 3 * one);
     assert_eq!(txn_cost(&branch(vec![delete_of("a", "b")])), 0);
     let compares = TxnRequest {
-        compare: vec![Compare { key: "k".into(), ..Default::default() }; 3],
+        compare: vec![
+            Compare {
+                key: "k".into(),
+                ..Default::default()
+            };
+            3
+        ],
         ..Default::default()
     };
     assert_eq!(txn(&compares, 2), Err(Error::TooManyOps));
@@ -115,7 +137,10 @@ fn unknown_enum_values_are_errors_everywhere() {
     for (order, target) in [(3, 0), (0, 5), (-1, 0), (0, i32::MAX)] {
         let odd = range_of(order, target);
         assert_eq!(range(&odd), Err(Error::InvalidSortOption));
-        assert_eq!(check(vec![op(Request::RequestRange(odd))]), Err(Error::InvalidSortOption));
+        assert_eq!(
+            check(vec![op(Request::RequestRange(odd))]),
+            Err(Error::InvalidSortOption)
+        );
     }
     assert_eq!(range(&range_of(2, 4)), Ok(()));
     assert_eq!(check(vec![RequestOp { request: None }]), Err(Error::KeyNotFound));
@@ -156,7 +181,10 @@ fn many_nested_operations_are_checked_in_no_time() {
         (0..42)
             .map(|n| {
                 let key = Bytes::from(format!("{depth:03}{n:05}"));
-                op(Request::RequestDeleteRange(DeleteRangeRequest { key, ..Default::default() }))
+                op(Request::RequestDeleteRange(DeleteRangeRequest {
+                    key,
+                    ..Default::default()
+                }))
             })
             .collect()
     };

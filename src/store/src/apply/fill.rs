@@ -47,7 +47,9 @@ fn read(shared: &Shared, fills: &[Option<RowId>]) -> Result<Vec<Bytes>, Error> {
         unknown.sort_unstable();
         let ids: Vec<RowId> = unknown.iter().map(|(id, _)| *id).collect();
         let view = shared.backend.view()?;
-        view.values(&ids, |nth, value| values[unknown[nth].1] = Bytes::copy_from_slice(value))?;
+        view.values(&ids, |nth, value| {
+            values[unknown[nth].1] = Bytes::copy_from_slice(value)
+        })?;
     }
     Ok(values)
 }

@@ -162,7 +162,9 @@ impl<'s> Step<'s> {
                 Ok(self.members())
             }
             Command::ClusterInit(init) => {
-                self.tables.members.init(init.cluster_id, init.members, &mut self.system);
+                self.tables
+                    .members
+                    .init(init.cluster_id, init.members, &mut self.system);
                 Ok(Reply::Done)
             }
             Command::AlarmSet(set) => {
@@ -276,7 +278,9 @@ impl<'s> Step<'s> {
             tombstone: false,
             value: value.clone(),
         });
-        let prev_kv = old.filter(|_| request.prev_kv).map(|old| self.unvalued(key.clone(), old));
+        let prev_kv = old
+            .filter(|_| request.prev_kv)
+            .map(|old| self.unvalued(key.clone(), old));
         self.events.push(Event {
             kind: EventKind::Put {
                 create_revision: Revision(version.create),
@@ -316,29 +320,31 @@ impl<'s> Step<'s> {
                 fills,
                 ..
             } = self;
-            let next = mvcc.index.delete(range, &from, &mut id, APPLY_SLICE_KEYS, |key, old, id| {
-                let key = Bytes::copy_from_slice(key);
-                tables.leases.move_key(&key, old.lease, 0);
-                shared.values.remove(old.row());
-                rows.push(Row {
-                    id,
-                    key: key.clone(),
-                    create: 0,
-                    version: 0,
-                    lease: 0,
-                    tombstone: true,
-                    value: Bytes::new(),
+            let next = mvcc
+                .index
+                .delete(range, &from, &mut id, APPLY_SLICE_KEYS, |key, old, id| {
+                    let key = Bytes::copy_from_slice(key);
+                    tables.leases.move_key(&key, old.lease, 0);
+                    shared.values.remove(old.row());
+                    rows.push(Row {
+                        id,
+                        key: key.clone(),
+                        create: 0,
+                        version: 0,
+                        lease: 0,
+                        tombstone: true,
+                        value: Bytes::new(),
+                    });
+                    if want_prev {
+                        fills.push(Some(old.row()));
+                        prev_kvs.push(pair::key_value(key.clone(), &old, Bytes::new()));
+                    }
+                    events.push(Event {
+                        kind: EventKind::Delete,
+                        key,
+                        prev: Some(Revision(old.main)),
+                    });
                 });
-                if want_prev {
-                    fills.push(Some(old.row()));
-                    prev_kvs.push(pair::key_value(key.clone(), &old, Bytes::new()));
-                }
-                events.push(Event {
-                    kind: EventKind::Delete,
-                    key,
-                    prev: Some(Revision(old.main)),
-                });
-            });
             let Some(next) = next else { return prev_kvs };
             from = next;
             self.let_readers_in();
@@ -347,7 +353,11 @@ impl<'s> Step<'s> {
 
     /// A range inside of a transaction: the state after the operations before it, or an older one.
     pub(super) fn range(&mut self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
-        let at = if request.revision > 0 { request.revision } else { self.own_revision() };
+        let at = if request.revision > 0 {
+            request.revision
+        } else {
+            self.own_revision()
+        };
         let mut gather = Gather::new(request, at, false)?;
         loop {
             let all = gather.step(&self.mvcc.index, APPLY_SLICE_KEYS);

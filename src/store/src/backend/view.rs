@@ -4,7 +4,7 @@
 //! it is pinned in memory for as long as this View lives. There is no "first here, then there", so a commit between
 //! two steps of a read can't make a value vanish, and a missing row is damage.
 
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -140,6 +140,28 @@ impl View {
         for row in self.published.meta.iter().during("scan table meta")? {
             let (id, bytes) = row.during("scan table meta")?;
             each(format::decode_meta(id.value(), bytes.value())?);
+        }
+        Ok(())
+    }
+
+    /// Rows from `from` on, ascending, durable and pushed alike, until `each` has seen enough. Rows that compaction has
+    /// taken may still be among them.
+    pub fn scan_rows(&self, from: RowId, mut each: impl FnMut(MetaRow<'_>) -> ControlFlow<()>) -> Result<(), Error> {
+        let bound = self.published.bound;
+        if from <= bound {
+            for row in self.published.meta.range(from..=bound).during("scan table meta")? {
+                let (id, bytes) = row.during("scan table meta")?;
+                if each(format::decode_meta(id.value(), bytes.value())?).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        for chunk in self.shared.pending.chunks_above(bound.max(from)) {
+            for row in chunk.rows.iter().filter(|row| row.id > bound && row.id >= from) {
+                if each(MetaRow::of(row)).is_break() {
+                    return Ok(());
+                }
+            }
         }
         Ok(())
     }

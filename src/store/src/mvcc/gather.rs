@@ -244,7 +244,11 @@ impl Gather {
     }
 
     /// Between slices: values for a sort by value, and candidates that have no chance any more are let go of.
-    pub fn settle(&mut self, value: &mut dyn FnMut(Version) -> Result<Bytes, Error>, budget: usize) -> Result<(), Error> {
+    pub fn settle(
+        &mut self,
+        value: &mut dyn FnMut(Version) -> Result<Bytes, Error>,
+        budget: usize,
+    ) -> Result<(), Error> {
         let Some(sort) = self.shape.sort else { return Ok(()) };
         if sort.by == SortTarget::Value {
             for item in &mut self.items.list[self.valued..] {
@@ -284,7 +288,11 @@ impl Gather {
             SortTarget::Mod => a.version.main.cmp(&b.version.main),
             SortTarget::Value => a.value.cmp(&b.value),
         };
-        let by_target = if sort.descending { by_target.reverse() } else { by_target };
+        let by_target = if sort.descending {
+            by_target.reverse()
+        } else {
+            by_target
+        };
         by_target.then_with(by_key)
     }
 

@@ -171,7 +171,10 @@ impl Index {
         let start = start_of(range, from);
         let first: Box<[u8]> = self.leaf_of(start)?.0.into();
         let mut left = visits;
-        for (_, leaf) in self.leaves.range_mut::<[u8], _>((Bound::Included(&*first), Bound::Unbounded)) {
+        for (_, leaf) in self
+            .leaves
+            .range_mut::<[u8], _>((Bound::Included(&*first), Bound::Unbounded))
+        {
             let (begin, end) = span(leaf, range, from, start);
             let stop = end.min(begin.saturating_add(left));
             for at in begin..stop {

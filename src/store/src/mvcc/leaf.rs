@@ -117,7 +117,8 @@ impl Leaf {
 
     /// Takes in the leaf that follows, if both together are well below the bounds.
     pub fn absorb(&mut self, next: &mut Leaf) -> bool {
-        let small = self.len() + next.len() <= RECORDS_MAX / 2 && self.keys.len() + next.keys.len() <= KEY_BYTES_MAX / 2;
+        let small =
+            self.len() + next.len() <= RECORDS_MAX / 2 && self.keys.len() + next.keys.len() <= KEY_BYTES_MAX / 2;
         if small {
             let base = self.keys.len() as u32;
             self.keys.extend_from_slice(&next.keys);

@@ -28,11 +28,19 @@ pub fn key_value(key: Bytes, version: &Version, value: Bytes) -> KeyValue {
 }
 
 fn number_len(number: i64) -> usize {
-    if number == 0 { 0 } else { 1 + encoded_len_varint(number as u64) }
+    if number == 0 {
+        0
+    } else {
+        1 + encoded_len_varint(number as u64)
+    }
 }
 
 fn bytes_len(len: usize) -> usize {
-    if len == 0 { 0 } else { 1 + encoded_len_varint(len as u64) + len }
+    if len == 0 {
+        0
+    } else {
+        1 + encoded_len_varint(len as u64) + len
+    }
 }
 
 /// Bytes of the pair as a message.

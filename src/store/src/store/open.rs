@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 use parking_lot::RwLock;
 
 use super::{EventSink, Mvcc, Options, Shared, Store};
-use crate::apply::{Applier, RAFT_MEMBERSHIP_RECORD};
 use crate::apply::compaction::Compaction;
+use crate::apply::{Applier, RAFT_MEMBERSHIP_RECORD};
 use crate::backend::disk::Disk;
 use crate::backend::{Backend, Recovered, SystemTable, View};
 use crate::error::Error;

@@ -65,7 +65,13 @@ impl Store {
             self.settle(&mut gather, view.as_ref())?;
             gather.finish();
         }
-        Ok(RangeAnswer::new(self.shared.clone(), Revision(revision), gather, view, pin))
+        Ok(RangeAnswer::new(
+            self.shared.clone(),
+            Revision(revision),
+            gather,
+            view,
+            pin,
+        ))
     }
 
     fn settle(&self, gather: &mut Gather, view: Option<&View>) -> Result<(), Error> {
