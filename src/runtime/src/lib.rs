@@ -1,1 +1,4 @@
 //! TODO
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod tls;
