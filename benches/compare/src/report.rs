@@ -10,6 +10,8 @@ use crate::meter::{CLIENT_CORES, PERFORMANCE};
 use crate::workload::{Sample, Workload};
 
 const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// From this load average per core on, a run shares the machine with something else.
+const BUSY: f64 = 0.3;
 /// From this share of the client's cores on, throughput tells about the client.
 const CLIENT_BOUND: f64 = 0.9;
 
@@ -135,6 +137,16 @@ impl Environment {
                 "WARNING: {} is a tmpfs, where a sync costs nothing",
                 args.dir.display()
             ));
+        }
+        if load
+            .split(' ')
+            .next()
+            .and_then(|load| load.parse::<f64>().ok())
+            .is_some_and(|load| load > BUSY * cores as f64)
+        {
+            lines.push(
+                "WARNING: the machine was busy already; even CPU per operation rises with the neighbours".to_owned(),
+            );
         }
         if args.quick {
             lines.push(

@@ -24,7 +24,7 @@ pub async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
 
     let (cpu, began) = (procfs::cpu_time(bench.node.pid())?, Instant::now());
     let sampler = Sampler::start(bench.node.pid());
-    bench.load(keys, VALUE_BYTES, data::memory_key).await?;
+    bench.fill(keys, VALUE_BYTES, data::memory_key).await?;
     let elapsed = began.elapsed();
     quiet(bench.node.pid()).await?;
     let cpu = procfs::cpu_time(bench.node.pid())? - cpu;
