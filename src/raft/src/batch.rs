@@ -224,6 +224,6 @@ mod tests {
 
     #[test]
     fn a_batch_never_prints_its_content() {
-        assert_eq!(format!("{:?}", batch()), "batch 9 of 7, 33 bytes");
+        assert_eq!(format!("{:?}", batch()), "batch 9 of 7, 34 bytes");
     }
 }

@@ -231,8 +231,13 @@ impl Node {
         self.applied.clone()
     }
 
+    /// Position of the first entry that the log still holds.
+    pub fn log_first(&self) -> u64 {
+        self.wal.state().0.map_or(1, |purged| purged.index + 1)
+    }
+
     pub fn status(&self) -> RaftStatus {
-        let committed = self.raft.metrics().borrow().committed.map_or(0, |id| position(id.index));
+        let committed = self.raft.metrics().borrow_watched().cluster_committed.map_or(0, |id| position(id.index));
         let applied = *self.applied.borrow();
         RaftStatus {
             term: self.term(),
@@ -334,7 +339,7 @@ async fn watch_raft(node: Arc<Node>, on_fatal: Arc<dyn Fn(String) + Send + Sync>
 
 /// Deadlines start when everything from earlier terms is applied, so that no lease is missed.
 async fn start_lease_clock(node: &Node, term: u64, election: Duration) {
-    let last = node.raft.metrics().borrow().last_log_index.map_or(0, position);
+    let last = node.raft.metrics().borrow_watched().last_log_index.map_or(0, position);
     if node.applied.clone().wait_for(|applied| *applied >= last).await.is_err() {
         return;
     }
