@@ -218,19 +218,7 @@ fn scan(
         }
         last = row.id.main;
         if wanted {
-            let put = (!row.tombstone).then(|| Version {
-                main: row.id.main,
-                sub: row.id.sub,
-                value_len: u32::try_from(row.value_len).unwrap_or(u32::MAX),
-                create: row.create,
-                version: row.version,
-                lease: row.lease,
-            });
-            rows.push(Found {
-                row: row.id,
-                key: Bytes::copy_from_slice(row.key),
-                put,
-            });
+            rows.push(found(Bytes::copy_from_slice(row.key), Version::of(&row)));
         }
         ControlFlow::Continue(())
     })?;

@@ -71,19 +71,7 @@ impl Store {
 fn restore_index(view: &View) -> Result<Index, Error> {
     let mut index = Index::default();
     view.scan_meta(|row| {
-        let version = match row.tombstone {
-            true => Version::tombstone(row.id),
-            false => Version {
-                main: row.id.main,
-                sub: row.id.sub,
-                // Values come in requests of far less than 4 GiB.
-                value_len: u32::try_from(row.value_len).unwrap_or(u32::MAX),
-                create: row.create,
-                version: row.version,
-                lease: row.lease,
-            },
-        };
-        index.restore(row.key, version);
+        index.restore(row.key, Version::of(&row));
     })?;
     Ok(index)
 }
