@@ -1,5 +1,5 @@
 //! How should versions lie in the file? Three candidates, on redb alone: (a) one value per row by `insert`, (b) the
-//! same through a cursor at the end of the table, (c) ≈ 32 KiB of values packed into one row. Each put is a value and
+//! same through a cursor at the end of the table, (c) several values packed into one row. Each put is a value and
 //! a row of `meta`; keys are 64 B. What decides: CPU per put, size of the file, reads by revision, and what compaction
 //! of rows scattered all over the file costs. Times are CPU of the one thread; caches of the kernel are warm.
 //!
@@ -16,7 +16,6 @@ use redb::{Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, Reada
 
 const META: TableDefinition<&[u8; 12], &[u8]> = TableDefinition::new("meta");
 const VALUES: TableDefinition<&[u8; 12], &[u8]> = TableDefinition::new("values");
-const PACK_BYTES: usize = 32_500; // with redb's own bytes just under a page of 32 KiB
 const CACHE_SMALL: usize = 16 << 20;
 const CACHE_LARGE: usize = 1 << 30;
 
@@ -24,8 +23,18 @@ const CACHE_LARGE: usize = 1 << 30;
 enum Layout {
     Plain,
     Append,
-    Packed,
+    /// So many bytes in a row at most: with redb's own just under a page of some size.
+    Packed(usize),
 }
+
+const LAYOUTS: [Layout; 6] = [
+    Layout::Plain,
+    Layout::Append,
+    Layout::Packed(4_000),
+    Layout::Packed(8_000),
+    Layout::Packed(16_000),
+    Layout::Packed(32_500),
+];
 
 fn main() {
     println!(
@@ -34,7 +43,7 @@ fn main() {
     println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|---|");
     for value_len in [256, 1024] {
         for batch in [1000, 10_000] {
-            for layout in [Layout::Plain, Layout::Append, Layout::Packed] {
+            for layout in LAYOUTS {
                 run(layout, value_len, batch);
             }
         }
@@ -60,9 +69,8 @@ fn begin(db: &Database) -> redb::WriteTransaction {
 
 /// CPU of this thread so far, in µs.
 fn cpu() -> f64 {
-    let text = fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
-    let ns = text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok());
-    ns.expect("a number") / 1000.0
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
@@ -140,6 +148,7 @@ fn put_batch(db: &Database, layout: Layout, first: u64, batch: u64, scratch: &mu
             end.close().expect("close");
             let mut end = values.upper_bound_mut(Bound::<&[u8; 12]>::Unbounded).expect("cursor");
             let mut pack = Pack::default();
+            let pack_bytes = if let Layout::Packed(bytes) = layout { bytes } else { 0 };
             for revision in all {
                 scratch[..8].copy_from_slice(&revision.to_le_bytes());
                 let crc = crc32c::crc32c(scratch);
@@ -147,14 +156,14 @@ fn put_batch(db: &Database, layout: Layout, first: u64, batch: u64, scratch: &mu
                 if layout == Layout::Append {
                     end.insert_before(&key(revision), &*scratch).expect("append");
                 } else {
-                    if pack.len() + scratch.len() + 12 > PACK_BYTES {
+                    if !pack.is_empty() && pack.len() + scratch.len() + 12 > pack_bytes {
                         end.insert_before(&key(pack.first()), &pack.finish()[..])
                             .expect("append");
                     }
                     pack.add(revision, scratch);
                 }
             }
-            if layout == Layout::Packed {
+            if matches!(layout, Layout::Packed(_)) {
                 end.insert_before(&key(pack.first()), &pack.finish()[..])
                     .expect("append");
             }
@@ -174,6 +183,10 @@ struct Pack {
 impl Pack {
     fn len(&self) -> usize {
         4 + self.entries.len() * 12 + self.bytes.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     fn first(&self) -> u64 {
@@ -217,7 +230,7 @@ fn check(value: &[u8], revision: u64) {
 }
 
 fn read_one(table: &Values, layout: Layout, revision: u64) {
-    if layout == Layout::Packed {
+    if matches!(layout, Layout::Packed(_)) {
         let mut at = table.upper_bound(Bound::Included(&key(revision))).expect("seek");
         let (_, blob) = at.prev().expect("read").expect("there");
         let (_, value) = packed(blob.value()).find(|(at, _)| *at == revision).expect("there");
@@ -235,7 +248,7 @@ fn read_scattered(table: &Values, layout: Layout, revisions: impl Iterator<Item 
 }
 
 fn read_neighbours(table: &Values, layout: Layout, from: u64, to: u64) {
-    if layout == Layout::Packed {
+    if matches!(layout, Layout::Packed(_)) {
         let mut at = table.upper_bound(Bound::Included(&key(from))).expect("seek");
         at.prev().expect("read");
         while let Some((_, blob)) = at.next().expect("read") {
@@ -284,7 +297,7 @@ fn compaction(path: &Path, layout: Layout, count: u64) -> String {
     let mut told = Vec::new();
     // Nine of ten rows go, wherever they are, in slices of 10,000 revisions, each slice a commit. Each way of doing
     // it gets a part of the file of its own.
-    let ways: &[&str] = if layout == Layout::Packed {
+    let ways: &[&str] = if matches!(layout, Layout::Packed(_)) {
         &["rewrite"]
     } else {
         &["remove", "retain_in", "cursor"]
@@ -308,15 +321,15 @@ fn compaction(path: &Path, layout: Layout, count: u64) -> String {
                             }
                         } else if *way == "retain_in" {
                             table
-                                .retain_in(&low..&high, |key, _| !goes(&revision(key)))
+                                .retain_in::<&[u8; 12], _>(&low..&high, |key, _| !goes(&revision(key)))
                                 .expect("retain");
                         } else if *way == "cursor" {
                             let mut cursor = table.lower_bound_mut(Bound::Included(&low)).expect("seek");
-                            while let Some((key, _)) = cursor.peek_next().expect("peek") {
-                                let revision = revision(key.value());
-                                if revision >= end {
+                            loop {
+                                let next = cursor.peek_next().expect("peek").map(|(key, _)| revision(key.value()));
+                                let Some(revision) = next.filter(|next| *next < end) else {
                                     break;
-                                }
+                                };
                                 if goes(&revision) {
                                     cursor.remove_next().expect("remove");
                                 } else {
@@ -325,7 +338,7 @@ fn compaction(path: &Path, layout: Layout, count: u64) -> String {
                             }
                             cursor.close().expect("close");
                         } else {
-                            let old: Vec<([u8; 12], Vec<u8>)> = (table.range(&low..&high).expect("range"))
+                            let old: Vec<([u8; 12], Vec<u8>)> = (table.range::<&[u8; 12]>(&low..&high).expect("range"))
                                 .map(|row| {
                                     row.map(|(key, blob)| (*key.value(), blob.value().to_vec()))
                                         .expect("row")

@@ -35,7 +35,7 @@ use parking_lot::{Condvar, Mutex};
 
 pub use self::change::{Applied, Change, Row, RowId, SystemTable, SystemWrite};
 use self::committer::Committer;
-use self::database::Facts;
+use self::database::{Facts, Opened};
 use self::disk::{Disk, FileDisk, Patient};
 pub use self::error::Error;
 pub use self::format::{FORMAT, MetaRow};
@@ -98,6 +98,8 @@ pub struct Recovered {
     /// 0 in a file that nothing was ever committed to.
     pub revision: i64,
     pub compacted: i64,
+    /// Opening had to walk the whole file; never so after a mere crash.
+    pub walked: bool,
 }
 
 /// What is certainly in the file.
@@ -137,7 +139,7 @@ impl Backend {
     /// The same on any disk.
     pub fn open_disk(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Recovered), Error> {
         let disk = Patient::new(disk, options.reserve_bytes);
-        let (db, facts) = database::open(disk.clone(), options.cache_bytes)?;
+        let Opened { db, facts, walked } = database::open(disk.clone(), options.cache_bytes)?;
         disk.settle();
         let Facts {
             applied,
@@ -182,6 +184,7 @@ impl Backend {
             applied_before,
             revision,
             compacted,
+            walked,
         };
         Ok((
             Self {

@@ -27,6 +27,7 @@ enum Work {
     Commit(Vec<Queued>),
     /// Views were let go of, or it is time to look for space again.
     Tidy,
+    Fail(Error),
     Stop,
 }
 
@@ -63,19 +64,17 @@ impl Committer {
 
     fn work(&mut self) -> Result<(), Error> {
         loop {
-            match self.next() {
-                Work::Commit(batch) => {
-                    if let Err(error) = self.commit(batch) {
-                        self.fail(&error);
-                        return Err(error);
-                    }
-                }
+            let done = match self.next() {
+                Work::Commit(batch) => self.commit(batch),
+                Work::Fail(error) => Err(error),
                 Work::Tidy => {
                     self.shared.pending.prune();
                     self.look_for_space();
+                    Ok(())
                 }
                 Work::Stop => return Ok(()),
-            }
+            };
+            done.inspect_err(|error| self.fail(error))?;
         }
     }
 
@@ -86,6 +85,9 @@ impl Committer {
         loop {
             if control.stop == Some(Stop::Abandon) {
                 return Work::Stop;
+            }
+            if let Some(error) = control.read_failure.take() {
+                return Work::Fail(error);
             }
             let due = self.commit_due(&control);
             let now = Instant::now();

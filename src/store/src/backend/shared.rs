@@ -57,6 +57,8 @@ pub(super) struct Control {
     pub applied: Applied,
     pub applied_before: Applied,
     pub prune: bool,
+    /// The first read that the file refused: redb serves nothing after it, so it ends the backend.
+    pub read_failure: Option<Error>,
     pub stop: Option<Stop>,
     /// Set once, by the first failure; nothing is committed after.
     pub failed: Option<Arc<Error>>,
@@ -75,6 +77,13 @@ impl Shared {
     pub fn view_dropped(&self) {
         self.control.lock().prune = true;
         self.work.notify_one();
+    }
+
+    pub fn read_failed(&self, error: &Error) {
+        if !matches!(error, Error::Closed) {
+            self.control.lock().read_failure.get_or_insert_with(|| error.clone());
+            self.work.notify_one();
+        }
     }
 
     pub fn in_use(&self) -> u64 {

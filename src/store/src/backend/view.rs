@@ -83,13 +83,18 @@ impl View {
         self.published.applied
     }
 
+    /// An error of the file, as opposed to one of what is stored in it, is the last thing the file says.
+    fn file<T>(&self, doing: &'static str, result: Result<T, impl Into<redb::Error>>) -> Result<T, Error> {
+        result.during(doing).inspect_err(|error| self.shared.read_failed(error))
+    }
+
     /// The value of a version that the caller knows to exist: one that was pushed before this call and not compacted
     /// away in a change that was pushed before the View was taken. Anything else is reported as damage.
     pub fn value(&self, id: RowId) -> Result<Bytes, Error> {
         if id > self.published.bound {
             return self.shared.pending.get(id).ok_or_else(|| Error::missing(id));
         }
-        let stored = self.published.values.get(id).during("read a value")?;
+        let stored = self.file("read a value", self.published.values.get(id))?;
         let stored = stored.ok_or_else(|| Error::missing(id))?;
         Ok(Bytes::copy_from_slice(format::decode_value(id, stored.value())?))
     }
@@ -119,7 +124,7 @@ impl View {
                         (stale.insert(seek), true)
                     }
                 };
-                let next = open.next().during("read a value")?;
+                let next = self.file("read a value", open.next())?;
                 let found = next.as_ref().map(|(key, _)| key.value());
                 match next {
                     Some((_, stored)) if found == Some(id) => {
@@ -137,8 +142,8 @@ impl View {
 
     /// All durable rows of `meta`, ascending; values are not touched. This is how the index comes back at a start.
     pub fn scan_meta(&self, mut each: impl FnMut(MetaRow<'_>)) -> Result<(), Error> {
-        for row in self.published.meta.iter().during("scan table meta")? {
-            let (id, bytes) = row.during("scan table meta")?;
+        for row in self.file("scan table meta", self.published.meta.iter())? {
+            let (id, bytes) = self.file("scan table meta", row)?;
             each(format::decode_meta(id.value(), bytes.value())?);
         }
         Ok(())
@@ -169,8 +174,8 @@ impl View {
     /// All durable records of one system table, ascending by key.
     pub fn scan_system(&self, table: SystemTable, mut each: impl FnMut(&[u8], &[u8])) -> Result<(), Error> {
         let from = [table as u8];
-        for record in self.published.system.range(&from[..]..).during("scan table system")? {
-            let (key, bytes) = record.during("scan table system")?;
+        for record in self.file("scan table system", self.published.system.range(&from[..]..))? {
+            let (key, bytes) = self.file("scan table system", record)?;
             let Some(name) = key.value().strip_prefix(&from) else {
                 break;
             };
@@ -182,7 +187,7 @@ impl View {
     /// One durable system record.
     pub fn system(&self, table: SystemTable, key: &[u8]) -> Result<Option<Bytes>, Error> {
         let key = format::system_key(table, key);
-        let stored = self.published.system.get(&key[..]).during("read a system record")?;
+        let stored = self.file("read a system record", self.published.system.get(&key[..]))?;
         stored
             .map(|bytes| Ok(Bytes::copy_from_slice(format::decode_record(&key, bytes.value())?)))
             .transpose()
