@@ -8,6 +8,7 @@
 //! * [`mvcc`] — keys in many versions;
 //! * [`lease`], [`members`], [`alarms`] — replicated state beside the keys;
 //! * [`event`] — what a change looks like to watchers;
+//! * [`watch`] — from published changes to the responses of watch streams;
 //! * [`backend`] — the durable store under all of it: one file, one writer, views that stand still.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -24,6 +25,7 @@ pub mod mvcc;
 pub mod store;
 mod tables;
 pub mod validate;
+pub mod watch;
 
 pub use apply::Applier;
 pub use error::Error;

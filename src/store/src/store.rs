@@ -34,7 +34,6 @@ use crate::mvcc::values::Values;
 use crate::tables::Tables;
 
 pub use self::hash::HashKv;
-pub use self::history::Replay;
 pub use self::read::TxnAnswer;
 pub(crate) use self::read::txn_revision;
 
