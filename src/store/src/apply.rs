@@ -68,6 +68,11 @@ impl Applier {
         Ok(Self { writer, worker })
     }
 
+    /// From now on changes go to `sink`. The hub of watchers reads history from the store, so the store is there first.
+    pub fn publish_to(&mut self, sink: Box<dyn EventSink>) {
+        self.writer.lock().sink = sink;
+    }
+
     /// The last entry whose effects are in the store; the log goes on behind it.
     pub fn applied(&self) -> Option<Applied> {
         self.writer.lock().applied

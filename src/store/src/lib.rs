@@ -8,8 +8,8 @@
 //! * [`mvcc`] — keys in many versions;
 //! * [`lease`], [`members`], [`alarms`] — replicated state beside the keys;
 //! * [`event`] — what a change looks like to watchers;
+//! * [`watch`] — from published changes to the responses of watch streams;
 //! * [`backend`] — the durable store under all of it: one file, one writer, views that stand still.
-//! * [`watch`] — from published changes to the responses of watch streams.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -28,8 +28,8 @@ pub mod validate;
 pub mod watch;
 
 pub use apply::Applier;
-pub use backend::Applied;
 pub use error::Error;
-pub use lease::LeaseInfo;
 pub use mvcc::answer::RangeAnswer;
 pub use store::{EventSink, Options, Store};
+pub use backend::Applied;
+pub use lease::LeaseInfo;

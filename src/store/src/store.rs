@@ -11,6 +11,7 @@
 //! middle of a change, and need not hold it while it hands rows to the backend: what is not published is not seen.
 //! Order of an apply: index and tables, rows to the backend, revision, applied index, events.
 
+mod hash;
 mod history;
 mod open;
 mod read;
@@ -32,7 +33,7 @@ use crate::mvcc::reads::OpenReads;
 use crate::mvcc::values::Values;
 use crate::tables::Tables;
 
-pub use self::history::Replay;
+pub use self::hash::HashKv;
 pub use self::read::TxnAnswer;
 pub(crate) use self::read::txn_revision;
 

@@ -1,6 +1,8 @@
 //! The whole store against one on paper: every answer, every event, all history, over commands that know no mercy,
 //! with compaction and crashes at any point.
 
+#![allow(clippy::unwrap_used)]
+
 mod model {
     pub mod generate;
     pub mod naive;

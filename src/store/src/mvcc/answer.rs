@@ -8,7 +8,7 @@ use bytes::Bytes;
 use quorate_api::Revision;
 use quorate_api::proto::mvccpb::KeyValue;
 
-use super::gather::{Gather, Items};
+use super::gather::{Gather, Item, Items};
 use super::index::Resume;
 use super::pair;
 use super::reads::Pin;
@@ -186,30 +186,25 @@ impl RangeAnswer {
     }
 
     /// Calls `each` with every pair of the piece, in order. Each value is copied by whoever takes it, and not before.
-    fn each(&self, piece: &Piece, mut each: impl FnMut(&[u8], &Version, &[u8])) -> Result<(), Error> {
+    fn each(&self, piece: &Piece, each: impl FnMut(&[u8], &Version, &[u8])) -> Result<(), Error> {
         let items = piece.read.as_ref().unwrap_or(&self.gather.items);
         let list = &items.list[piece.part.clone()];
+        let mut emit = Emit {
+            items,
+            list,
+            known: Vec::new(),
+            next: 0,
+            each,
+        };
         if self.gather.shape.keys_only() {
-            list.iter().for_each(|item| each(items.key(item), &item.version, b""));
+            list.iter().for_each(|item| emit.one(item, b""));
             return Ok(());
         }
-        let known: Vec<Option<Bytes>> = list
-            .iter()
-            .map(|item| self.shared.values.get(item.version.row()))
-            .collect();
-        let unknown: Vec<usize> = (0..list.len()).filter(|at| known[*at].is_none()).collect();
-        let mut next = 0;
-        let pass_known = |next: &mut usize, upto: usize, each: &mut dyn FnMut(&[u8], &Version, &[u8])| {
-            for at in *next..upto {
-                if let Some(value) = &known[at] {
-                    each(items.key(&list[at]), &list[at].version, value);
-                }
-            }
-            *next = upto;
-        };
+        let values = &self.shared.values;
+        emit.known = list.iter().map(|item| values.get(item.version.row())).collect();
+        let unknown: Vec<usize> = (0..list.len()).filter(|at| emit.known[*at].is_none()).collect();
         let mut odd: Option<RowId> = None;
         if !unknown.is_empty() {
-            let keep = list.len() <= CACHE_PAIRS_MAX;
             let ids: Vec<RowId> = unknown.iter().map(|at| list[*at].version.row()).collect();
             let fresh;
             let view = match &self.view {
@@ -222,19 +217,19 @@ impl RangeAnswer {
             };
             view.values(&ids, |nth, value| {
                 let at = unknown[nth];
-                pass_known(&mut next, at, &mut each);
-                next = at + 1;
+                emit.known_before(at);
+                emit.next = at + 1;
                 if value.len() != list[at].version.value_len as usize {
                     odd = Some(ids[nth]);
                     return;
                 }
-                if keep {
-                    self.shared.values.insert(ids[nth], Bytes::copy_from_slice(value), 0);
+                if list.len() <= CACHE_PAIRS_MAX {
+                    values.insert(ids[nth], Bytes::copy_from_slice(value), 0);
                 }
-                each(items.key(&list[at]), &list[at].version, value);
+                emit.one(&list[at], value);
             })?;
         }
-        pass_known(&mut next, list.len(), &mut each);
+        emit.known_before(list.len());
         match odd {
             Some(id) => Err(Error::Damaged {
                 what: "value",
@@ -242,5 +237,30 @@ impl RangeAnswer {
             }),
             None => Ok(()),
         }
+    }
+}
+
+/// Pairs in order, though their values come from two places.
+struct Emit<'p, F> {
+    items: &'p Items,
+    list: &'p [Item],
+    /// Values that were in memory.
+    known: Vec<Option<Bytes>>,
+    next: usize,
+    each: F,
+}
+
+impl<F: FnMut(&[u8], &Version, &[u8])> Emit<'_, F> {
+    fn one(&mut self, item: &Item, value: &[u8]) {
+        (self.each)(self.items.key(item), &item.version, value);
+    }
+
+    fn known_before(&mut self, upto: usize) {
+        for at in self.next..upto {
+            if let Some(value) = self.known[at].take() {
+                self.one(&self.list[at], &value);
+            }
+        }
+        self.next = upto;
     }
 }

@@ -215,26 +215,24 @@ impl Gather {
             return;
         }
         self.admitted += 1;
-        match self.shape.sort {
-            Some(sort) => {
-                if !sort.cut_first || self.admitted <= self.shape.limit().saturating_add(1) {
-                    self.items.push(key, version);
-                }
-            }
-            None if self.admitted <= self.shape.limit() => {
-                let shown = self.shape.shown(version);
-                self.encoded_len += pair::kvs_len(key.len(), &shown);
-                if self.spilled {
-                    return;
-                }
+        if let Some(sort) = self.shape.sort {
+            if !sort.cut_first || self.admitted <= self.shape.limit().saturating_add(1) {
                 self.items.push(key, version);
-                let large = self.items.list.len() > HOLD_PAIRS_MAX || self.items.key_bytes() > HOLD_KEY_BYTES_MAX;
-                if large && self.may_spill {
-                    self.spilled = true;
-                    self.items = Items::default();
-                }
             }
-            None => {}
+            return;
+        }
+        if self.admitted > self.shape.limit() {
+            return;
+        }
+        self.encoded_len += pair::kvs_len(key.len(), &self.shape.shown(version));
+        if self.spilled {
+            return;
+        }
+        self.items.push(key, version);
+        let large = self.items.list.len() > HOLD_PAIRS_MAX || self.items.key_bytes() > HOLD_KEY_BYTES_MAX;
+        if large && self.may_spill {
+            self.spilled = true;
+            self.items = Items::default();
         }
     }
 

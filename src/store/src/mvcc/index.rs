@@ -286,10 +286,11 @@ impl Index {
 
     /// Bytes on the heap, without the map of leaves' own slack.
     pub fn heap_bytes(&self) -> usize {
-        let leaf = |(bound, leaf): (&Box<[u8]>, &Leaf)| {
-            bound.len() + size_of::<Box<[u8]>>() + size_of::<Leaf>() + leaf.heap_bytes()
-        };
-        self.leaves.iter().map(leaf).sum()
+        let fixed = size_of::<Box<[u8]>>() + size_of::<Leaf>();
+        let leaves = self.leaves.iter();
+        leaves
+            .map(|(bound, leaf)| fixed + bound.len() + leaf.heap_bytes())
+            .sum()
     }
 
     /// Everything it knows, for comparisons.

@@ -64,6 +64,11 @@ pub fn put_kvs(out: &mut Vec<u8>, key: &[u8], version: &Version, value: &[u8]) {
     debug_assert_eq!(value.len(), version.value_len as usize, "the index knows the length");
     out.put_u8(KVS_TAG);
     encode_varint(message_len(key.len(), version) as u64, out);
+    put_message(out, key, version, value);
+}
+
+/// Writes the pair as a message.
+pub fn put_message(out: &mut Vec<u8>, key: &[u8], version: &Version, value: &[u8]) {
     put_bytes(out, KEY_TAG, key);
     put_number(out, CREATE_TAG, version.create);
     put_number(out, MOD_TAG, version.main);

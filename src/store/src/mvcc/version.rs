@@ -1,6 +1,6 @@
 //! What the index knows of a version without reading its value, and the packed record of a key's versions.
 
-use crate::backend::RowId;
+use crate::backend::{MetaRow, RowId};
 
 /// One version of a key, or the tombstone that ends a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,22 @@ impl Version {
             create: 0,
             version: 0,
             lease: 0,
+        }
+    }
+
+    /// As it was stored.
+    pub fn of(row: &MetaRow<'_>) -> Self {
+        if row.tombstone {
+            return Self::tombstone(row.id);
+        }
+        Self {
+            main: row.id.main,
+            sub: row.id.sub,
+            // Values come in requests of far less than 4 GiB.
+            value_len: u32::try_from(row.value_len).unwrap_or(u32::MAX),
+            create: row.create,
+            version: row.version,
+            lease: row.lease,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
+use quorate_api::proto::mvccpb::KeyValue;
 use quorate_api::{Error as Answer, KeyRange, Revision};
 
 use super::Store;
@@ -10,21 +11,12 @@ use crate::backend::{RowId, View};
 use crate::error::Error;
 use crate::event::{Event, EventBatch, EventKind};
 use crate::mvcc::version::Version;
+use crate::watch::{History, HistoryError, Replay};
 
 /// Rows looked at in one call, if they don't match: history of other keys must not hold a caller up for long.
 const SCAN_ROWS_MAX: usize = 20_000;
 /// Keys whose predecessors are looked up in one hold of the index lock.
 const LOOKUPS_PER_LOCK: usize = 256;
-
-/// A slice of the past.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replay {
-    /// By ascending revision, none empty.
-    pub batches: Vec<EventBatch>,
-    /// Every change from `from` up to and including this revision is in `batches`. At the end of history this is the
-    /// newest revision; `from − 1` says that there is nothing yet.
-    pub through: Revision,
-}
 
 /// A change of history without what it takes longer to find: value and predecessor.
 struct Found {
@@ -130,6 +122,43 @@ impl Store {
     }
 }
 
+impl History for Store {
+    fn revision(&self) -> Revision {
+        Store::revision(self)
+    }
+
+    fn compacted(&self) -> i64 {
+        Store::compacted(self)
+    }
+
+    fn read(
+        &self,
+        range: &KeyRange,
+        from: Revision,
+        batches_max: usize,
+        bytes_max: usize,
+    ) -> Result<Replay, HistoryError> {
+        let failed = |error| self.history_error(error);
+        self.history(range, from, batches_max, bytes_max).map_err(failed)
+    }
+
+    fn pair_at(&self, key: &[u8], mod_revision: Revision) -> Result<Option<KeyValue>, HistoryError> {
+        let failed = |error| self.history_error(error);
+        Store::pair_at(self, key, mod_revision).map_err(failed)
+    }
+}
+
+impl Store {
+    fn history_error(&self, error: Error) -> HistoryError {
+        match error {
+            Error::Refused(Answer::Compacted) => HistoryError::Compacted {
+                at: Store::compacted(self),
+            },
+            other => HistoryError::Failed(other.to_string()),
+        }
+    }
+}
+
 fn found(key: Bytes, version: Version) -> Found {
     Found {
         row: version.row(),
@@ -218,19 +247,7 @@ fn scan(
         }
         last = row.id.main;
         if wanted {
-            let put = (!row.tombstone).then(|| Version {
-                main: row.id.main,
-                sub: row.id.sub,
-                value_len: u32::try_from(row.value_len).unwrap_or(u32::MAX),
-                create: row.create,
-                version: row.version,
-                lease: row.lease,
-            });
-            rows.push(Found {
-                row: row.id,
-                key: Bytes::copy_from_slice(row.key),
-                put,
-            });
+            rows.push(found(Bytes::copy_from_slice(row.key), Version::of(&row)));
         }
         ControlFlow::Continue(())
     })?;

@@ -71,19 +71,83 @@ impl Store {
 fn restore_index(view: &View) -> Result<Index, Error> {
     let mut index = Index::default();
     view.scan_meta(|row| {
-        let version = match row.tombstone {
-            true => Version::tombstone(row.id),
-            false => Version {
-                main: row.id.main,
-                sub: row.id.sub,
-                // Values come in requests of far less than 4 GiB.
-                value_len: u32::try_from(row.value_len).unwrap_or(u32::MAX),
-                create: row.create,
-                version: row.version,
-                lease: row.lease,
-            },
-        };
-        index.restore(row.key, version);
+        index.restore(row.key, Version::of(&row));
     })?;
     Ok(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use quorate_api::proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
+
+    use super::*;
+    use crate::backend::Applied;
+    use crate::command::Command;
+
+    fn open(path: &Path) -> (Store, Applier) {
+        let mut options = Options {
+            background_compaction: false,
+            ..Options::default()
+        };
+        options.backend.reserve_bytes = 0;
+        Store::open(path, options, Box::new(())).unwrap()
+    }
+
+    /// B18: also in the middle of a removal.
+    #[test]
+    fn restored_index_equals_live_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let (mut store, mut applier) = open(&path);
+        for index in 0..400u64 {
+            let key = Bytes::from(format!("{:03}", index * 7919 % 150));
+            let command = match index % 10 {
+                3 => Command::DeleteRange(DeleteRangeRequest {
+                    range_end: Bytes::from_static(b"1"),
+                    key,
+                    prev_kv: false,
+                }),
+                7 => Command::Compact(CompactionRequest {
+                    revision: store.revision().0 - 10,
+                    physical: false,
+                }),
+                _ => Command::Put(PutRequest {
+                    value: key.clone(),
+                    key,
+                    ..Default::default()
+                }),
+            };
+            applier
+                .apply(Applied { index, term: 1 }, vec![command], &mut Vec::new())
+                .unwrap();
+            if index % 10 == 8 {
+                applier.compact_step(40).unwrap();
+            }
+            if index % 40 == 9 {
+                store.flush().unwrap();
+                let live = {
+                    let mvcc = store.shared.mvcc.read();
+                    (
+                        mvcc.index.dump(),
+                        mvcc.index.keys(),
+                        mvcc.index.live_keys(),
+                        mvcc.compacted,
+                    )
+                };
+                drop((store, applier));
+                (store, applier) = open(&path);
+                let mvcc = store.shared.mvcc.read();
+                assert_eq!(
+                    (
+                        mvcc.index.dump(),
+                        mvcc.index.keys(),
+                        mvcc.index.live_keys(),
+                        mvcc.compacted
+                    ),
+                    live
+                );
+            }
+        }
+    }
 }
