@@ -228,12 +228,12 @@ impl Telemetry {
     /// Waits until everything logged so far is written, or `patience` has passed. True if all was written.
     pub fn flush(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
-        // every sink gets the whole time: they drain in parallel
+        // they drain in parallel: one that is late has used up the time of all
         self.shared
             .sinks
             .iter()
             .map(|sink| sink.wait_drained(deadline))
-            .fold(true, |all, one| all && one)
+            .all(|drained| drained)
     }
 
     pub fn losses(&self) -> Losses {
