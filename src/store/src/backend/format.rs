@@ -90,6 +90,21 @@ pub struct MetaRow<'a> {
     pub value_len: u64,
 }
 
+impl<'r> MetaRow<'r> {
+    /// Of a row that is in memory.
+    pub(super) fn of(row: &'r Row) -> Self {
+        Self {
+            id: row.id,
+            key: &row.key,
+            create: row.create,
+            version: row.version,
+            lease: row.lease,
+            tombstone: row.tombstone,
+            value_len: row.value.len() as u64,
+        }
+    }
+}
+
 /// `crc | flags | main − create | version | lease, if any | length of the value | key`; numbers as varints.
 pub(super) fn encode_meta(row: &Row, out: &mut Vec<u8>) {
     out.clear();

@@ -65,6 +65,13 @@ impl Pending {
         above.map(|(at, id)| (at, inner.get(*id))).collect()
     }
 
+    /// Chunks with rows at or above `from`.
+    pub fn chunks_above(&self, from: RowId) -> Vec<Arc<Chunk>> {
+        let inner = self.inner.read();
+        let first = inner.chunks.partition_point(|chunk| chunk.last() < from);
+        inner.chunks.range(first..).cloned().collect()
+    }
+
     pub fn bytes(&self) -> usize {
         self.inner.read().bytes
     }

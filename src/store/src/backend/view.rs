@@ -4,8 +4,7 @@
 //! it is pinned in memory for as long as this View lives. There is no "first here, then there", so a commit between
 //! two steps of a read can't make a value vanish, and a missing row is damage.
 
-use std::cmp::Ordering;
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -66,12 +65,8 @@ pub struct View {
     shared: Arc<Shared>,
 }
 
-/// From one version to the next so near, reading on along the leaf costs less than a new descent.
-const STEPS_MAX: i64 = 4;
-
-fn is_near(id: RowId, next: RowId) -> bool {
-    id < next && next.main - id.main <= STEPS_MAX
-}
+/// Reading on along the leaf costs less than a new descent for this many rows.
+const STEPS_MAX: usize = 4;
 
 impl View {
     pub(super) fn new(published: Arc<Published>, shared: Arc<Shared>) -> Self {
@@ -116,29 +111,29 @@ impl View {
                 each(at, &value.ok_or_else(|| Error::missing(id))?);
                 continue;
             }
-            if at == 0 || !is_near(ids[at - 1], id) {
-                cursor = None;
-                if ids.get(at + 1).is_none_or(|next| !is_near(id, *next)) {
-                    let stored = self.file("read a value", self.published.values.get(id))?;
-                    each(
-                        at,
-                        format::decode_value(id, stored.ok_or_else(|| Error::missing(id))?.value())?,
-                    );
-                    continue;
-                }
-            }
-            let open = match &mut cursor {
-                Some(open) => open,
-                none => none.insert(self.file("seek a value", self.published.values.lower_bound(Bound::Included(id)))?),
-            };
+            let mut steps_left = STEPS_MAX;
             loop {
-                let Some((found, stored)) = self.file("read a value", open.next())? else {
-                    return Err(Error::missing(id));
+                let (open, sought) = match &mut cursor {
+                    Some(open) if steps_left > 0 => (open, false),
+                    stale => {
+                        let seek = self
+                            .published
+                            .values
+                            .lower_bound(Bound::Included(id))
+                            .during("seek a value")?;
+                        (stale.insert(seek), true)
+                    }
                 };
-                match found.value().cmp(&id) {
-                    Ordering::Less => (),
-                    Ordering::Equal => break each(at, format::decode_value(id, stored.value())?),
-                    Ordering::Greater => return Err(Error::missing(id)),
+                let next = self.file("read a value", open.next())?;
+                let found = next.as_ref().map(|(key, _)| key.value());
+                match next {
+                    Some((_, stored)) if found == Some(id) => {
+                        each(at, format::decode_value(id, stored.value())?);
+                        break;
+                    }
+                    _ if sought => return Err(Error::missing(id)),
+                    Some(_) if found < Some(id) => steps_left -= 1,
+                    _ => steps_left = 0,
                 }
             }
         }
@@ -150,6 +145,28 @@ impl View {
         for row in self.file("scan table meta", self.published.meta.iter())? {
             let (id, bytes) = self.file("scan table meta", row)?;
             each(format::decode_meta(id.value(), bytes.value())?);
+        }
+        Ok(())
+    }
+
+    /// Rows from `from` on, ascending, durable and pushed alike, until `each` has seen enough. Rows that compaction has
+    /// taken may still be among them.
+    pub fn scan_rows(&self, from: RowId, mut each: impl FnMut(MetaRow<'_>) -> ControlFlow<()>) -> Result<(), Error> {
+        let bound = self.published.bound;
+        if from <= bound {
+            for row in self.published.meta.range(from..=bound).during("scan table meta")? {
+                let (id, bytes) = row.during("scan table meta")?;
+                if each(format::decode_meta(id.value(), bytes.value())?).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        for chunk in self.shared.pending.chunks_above(bound.max(from)) {
+            for row in chunk.rows.iter().filter(|row| row.id > bound && row.id >= from) {
+                if each(MetaRow::of(row)).is_break() {
+                    return Ok(());
+                }
+            }
         }
         Ok(())
     }

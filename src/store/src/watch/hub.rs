@@ -1,0 +1,225 @@
+//! The hub's handle, its threads, and a way to run it by hand.
+
+use super::catch_up::Jobs;
+use super::dispatcher::Dispatcher;
+use super::inbox::{Inbox, Woken};
+use super::{History, Options, WatchStream};
+use crate::event::EventBatch;
+use parking_lot::Mutex;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// How long watchers wait before a failed read of history is tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// Handle of the watch hub. The hub runs until [`stop`](Hub::stop) or until the last handle is dropped.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    shared: Arc<Shared>,
+    threads: Arc<Threads>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) inbox: Inbox,
+    pub(super) jobs: Jobs,
+    pub(super) options: Options,
+    pub(super) counters: Counters,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) streams: AtomicU64,
+    pub(super) watchers: AtomicU64,
+    pub(super) behind: AtomicU64,
+    pub(super) events: AtomicU64,
+}
+
+/// Figures for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Open streams.
+    pub streams: u64,
+    /// Live watchers.
+    pub watchers: u64,
+    /// Of these, the ones that are not served live.
+    pub behind: u64,
+    /// Events put into outboxes since the start, once for every watcher.
+    pub events_total: u64,
+}
+
+impl Hub {
+    /// Starts the threads `watch` and `watch-history`. Fails only if the system has no threads left.
+    pub fn start(history: Arc<dyn History>, options: Options) -> io::Result<Self> {
+        let shared = Arc::new(Shared::new(options));
+        let threads = Arc::new(Threads::new(&shared));
+        let mut dispatcher = Dispatcher::new(Arc::clone(&history), Arc::clone(&shared));
+        threads.spawn("watch", move || run(&mut dispatcher))?;
+        let reader = Arc::clone(&shared);
+        threads.spawn("watch-history", move || {
+            while let Some(job) = reader.jobs.pop() {
+                reader.inbox.reply(job.run(history.as_ref()));
+            }
+        })?;
+        Ok(Self { shared, threads })
+    }
+
+    /// A hub without threads, which moves only when the stepper says so.
+    pub fn manual(history: Arc<dyn History>, options: Options) -> (Self, Stepper) {
+        let shared = Arc::new(Shared::new(options));
+        let dispatcher = Dispatcher::new(history, Arc::clone(&shared));
+        let threads = Arc::new(Threads::new(&shared));
+        let stepper = Stepper {
+            shared: Arc::clone(&shared),
+            dispatcher,
+        };
+        (Self { shared, threads }, stepper)
+    }
+
+    /// Hands over what was applied, by ascending revision, after [`History::revision`] has come that far. Never
+    /// waits, and costs no more than the queue's memory while the dispatcher is busy.
+    pub fn publish(&self, batches: Vec<Arc<EventBatch>>) {
+        self.shared.inbox.publish(batches);
+    }
+
+    pub fn stream(&self) -> WatchStream {
+        WatchStream::open(&self.shared)
+    }
+
+    /// The progress interval has elapsed: watchers that asked for it and had no event since the last call get a
+    /// notice.
+    pub fn tick_progress(&self) {
+        self.shared.inbox.tick();
+    }
+
+    /// The store was replaced by a newer snapshot: what was published before is void, all watchers catch up from the
+    /// new history. To be called before anything newer is published.
+    pub fn resync_all(&self) {
+        self.shared.inbox.resync();
+    }
+
+    pub fn stats(&self) -> Stats {
+        let Counters {
+            streams,
+            watchers,
+            behind,
+            events,
+        } = &self.shared.counters;
+        Stats {
+            streams: streams.load(Ordering::Relaxed),
+            watchers: watchers.load(Ordering::Relaxed),
+            behind: behind.load(Ordering::Relaxed),
+            events_total: events.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Stops the threads and waits for them. Streams hand out what is queued, then end.
+    pub fn stop(&self) {
+        self.threads.stop();
+    }
+}
+
+fn run(dispatcher: &mut Dispatcher) {
+    let mut retry = false;
+    loop {
+        let busy = dispatcher.turn(retry);
+        let at_most = if busy {
+            Some(Duration::ZERO)
+        } else {
+            dispatcher.has_retries().then_some(RETRY_AFTER)
+        };
+        match dispatcher.wait(at_most) {
+            Woken::Work => retry = false,
+            Woken::Timeout => retry = !busy,
+            Woken::Stop => return dispatcher.end(),
+        }
+    }
+}
+
+impl Shared {
+    fn new(options: Options) -> Self {
+        Self {
+            inbox: Inbox::new(options.inbox_bytes_max),
+            jobs: Jobs::default(),
+            options,
+            counters: Counters::default(),
+        }
+    }
+}
+
+/// Owns the threads: stops and joins them, at the latest when the last handle goes.
+#[derive(Debug)]
+struct Threads {
+    shared: Arc<Shared>,
+    running: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Threads {
+    fn new(shared: &Arc<Shared>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            running: Mutex::default(),
+        }
+    }
+
+    fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(body)?;
+        self.running.lock().push(thread);
+        Ok(())
+    }
+
+    fn stop(&self) {
+        self.shared.inbox.stop();
+        self.shared.jobs.stop();
+        let running = std::mem::take(&mut *self.running.lock());
+        for thread in running {
+            // The last handle may be dropped by one of them (inside an observer): it can't wait for itself.
+            if thread.thread().id() != thread::current().id() {
+                // A panic has been reported by its hook already.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Runs a hub by hand, one step at a time: for tests that want every interleaving to be their own choice.
+#[derive(Debug)]
+pub struct Stepper {
+    shared: Arc<Shared>,
+    dispatcher: Dispatcher,
+}
+
+impl Stepper {
+    /// One round of the dispatcher.
+    pub fn dispatch(&mut self) {
+        self.dispatcher.turn(true);
+    }
+
+    /// One read of history; false when none is asked for.
+    pub fn read_history(&mut self) -> bool {
+        let Some(job) = self.shared.jobs.try_pop() else {
+            return false;
+        };
+        let reply = job.run(self.dispatcher.history());
+        self.shared.inbox.reply(reply);
+        true
+    }
+
+    /// Until nothing is left to do without anyone reading from a stream, or history stands in the way.
+    pub fn settle(&mut self) {
+        let mut idle = 0;
+        while idle < 2 {
+            let busy = self.dispatcher.turn(true) | self.read_history() | self.dispatcher.has_work();
+            idle = if busy { 0 } else { idle + 1 };
+        }
+    }
+}

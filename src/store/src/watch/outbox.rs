@@ -1,0 +1,318 @@
+//! What waits to be sent on one stream: the only order there is between events, answers and progress.
+//!
+//! Events that arrive for a watcher whose last response was not taken yet join that response, so a slow client gets
+//! fewer, larger responses, and the queue holds about one per watcher. They never join across a progress notice:
+//! a client that has seen revision n promised must not then be sent a notice that says less.
+//!
+//! Answers to requests always have room, since [`Outbox::poll_ready`] keeps the client from asking more before.
+
+use super::payload::Chunk;
+use super::response::{Events, Response};
+use super::{Options, REVISIONS_PER_RESPONSE};
+use parking_lot::Mutex;
+use quorate_api::Revision;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+/// What one waiting response costs beside its events.
+const RESPONSE_OVERHEAD: usize = 192;
+
+#[derive(Debug)]
+pub(super) struct Outbox {
+    state: Mutex<State>,
+    bytes_max: usize,
+    responses_max: usize,
+    requests_max: usize,
+    response_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Queued>,
+    /// Sequence number of the queue's front.
+    front: u64,
+    bytes: usize,
+    /// Responses before this one take no more events.
+    barrier: u64,
+    /// Requests without an answer, and answers that were not taken.
+    owed: usize,
+    /// Watchers fell behind for want of room and wait until no more than these bytes are queued.
+    stalled: Option<usize>,
+    /// The client's side is gone: everything is dropped.
+    closed: bool,
+    /// The hub is gone: what is queued is the last.
+    ended: bool,
+    reader: Option<Waker>,
+    requester: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Queued {
+    response: Response,
+    bytes: usize,
+    revisions: usize,
+    answer: bool,
+}
+
+/// No room; the outbox tells when there is again (see [`Popped::drained`]).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Full;
+
+/// Where an outbox's event response is, to be joined by later events. The default is nowhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place(u64);
+
+pub(super) struct Delivery<'a> {
+    pub(super) watch_id: i64,
+    pub(super) header: Revision,
+    pub(super) chunk: &'a Arc<Chunk>,
+    pub(super) with_prev: bool,
+    pub(super) may_split: bool,
+    /// Where the last delivery for this watcher was put.
+    pub(super) join: Place,
+}
+
+pub(super) enum Popped {
+    Response {
+        response: Response,
+        /// There is room again, and the dispatcher wants to know.
+        drained: bool,
+    },
+    Empty,
+    Ended,
+}
+
+impl Outbox {
+    pub(super) fn new(options: &Options) -> Self {
+        let state = State {
+            front: 1, // so that the default place is nowhere
+            ..State::default()
+        };
+        Self {
+            state: Mutex::new(state),
+            bytes_max: options.outbox_bytes_max,
+            responses_max: options.outbox_responses_max,
+            requests_max: options.requests_max,
+            response_bytes: options.response_bytes,
+        }
+    }
+
+    /// A request is on its way.
+    pub(super) fn owe(&self) {
+        self.state.lock().owed += 1;
+    }
+
+    /// A request gets no answer.
+    pub(super) fn settle(&self) {
+        let mut state = self.state.lock();
+        state.owed = state.owed.saturating_sub(1);
+        let requester = state.requester.take();
+        drop(state);
+        requester.inspect(Waker::wake_by_ref);
+    }
+
+    /// The answer to a request.
+    pub(super) fn answer(&self, response: Response) {
+        self.state.lock().push(response, 0, 0, true);
+    }
+
+    /// An answer that vouches for everything up to its revision.
+    pub(super) fn answer_progress(&self, response: Response) {
+        let mut state = self.state.lock();
+        state.barrier = state.push(response, 0, 0, true).0 + 1;
+    }
+
+    /// The end of a watcher: at most one for each, so there is always room.
+    pub(super) fn obituary(&self, response: Response) {
+        self.state.lock().push(response, 0, 0, false);
+    }
+
+    /// A progress notice nobody asked for. Without room there is none: the client is not that far.
+    pub(super) fn notice(&self, response: Response) -> Result<(), Full> {
+        let mut state = self.state.lock();
+        if self.is_full(&state) {
+            return Err(Full);
+        }
+        state.push(response, 0, 0, false);
+        Ok(())
+    }
+
+    /// Events for one watcher. A chunk that is larger than the whole outbox passes alone.
+    pub(super) fn deliver(&self, delivery: Delivery<'_>) -> Result<Place, Full> {
+        let Delivery {
+            watch_id,
+            header,
+            chunk,
+            with_prev,
+            may_split,
+            join,
+        } = delivery;
+        let bytes = chunk.bytes(with_prev);
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        if state.closed {
+            return Ok(Place::default());
+        }
+        if state.bytes > 0 && state.bytes + bytes + RESPONSE_OVERHEAD > self.bytes_max {
+            state.stall(
+                self.bytes_max
+                    .saturating_sub(bytes + RESPONSE_OVERHEAD)
+                    .min(self.bytes_max / 2),
+            );
+            return Err(Full);
+        }
+        if join.0 >= state.front.max(state.barrier) {
+            let at = usize::try_from(join.0 - state.front).unwrap_or(usize::MAX);
+            if let Some(queued) = state.queue.get_mut(at)
+                && queued.bytes + bytes <= self.response_bytes
+                && queued.revisions + chunk.revisions <= REVISIONS_PER_RESPONSE
+            {
+                debug_assert_eq!(queued.response.watch_id, watch_id);
+                queued.response.events.push(Arc::clone(chunk));
+                queued.response.revision = queued.response.revision.max(header);
+                queued.bytes += bytes;
+                queued.revisions += chunk.revisions;
+                state.bytes += bytes;
+                return Ok(join);
+            }
+        }
+        if state.queue.len() >= self.responses_max {
+            state.stall(self.bytes_max / 2);
+            return Err(Full);
+        }
+        let response = Response {
+            watch_id,
+            revision: header,
+            events: Events::new(Arc::clone(chunk), with_prev, may_split),
+            ..Response::default()
+        };
+        Ok(state.push(response, bytes, chunk.revisions, false))
+    }
+
+    /// Is it worth fetching events for this stream? If not, the outbox tells when it is.
+    pub(super) fn has_room(&self) -> bool {
+        let mut state = self.state.lock();
+        let full = self.is_full(&state);
+        if full {
+            state.stall(self.bytes_max / 2);
+        }
+        !full
+    }
+
+    fn is_full(&self, state: &State) -> bool {
+        state.bytes >= self.bytes_max || state.queue.len() >= self.responses_max
+    }
+
+    pub(super) fn pop(&self) -> Popped {
+        let mut state = self.state.lock();
+        self.pop_locked(&mut state)
+    }
+
+    fn pop_locked(&self, state: &mut State) -> Popped {
+        let Some(queued) = state.queue.pop_front() else {
+            return if state.ended { Popped::Ended } else { Popped::Empty };
+        };
+        state.front += 1;
+        state.bytes -= queued.bytes + RESPONSE_OVERHEAD;
+        if queued.answer {
+            state.owed = state.owed.saturating_sub(1);
+            state.requester.take().inspect(Waker::wake_by_ref);
+        }
+        let drained =
+            state.stalled.is_some_and(|below| state.bytes <= below) && state.queue.len() <= self.responses_max / 2;
+        if drained {
+            state.stalled = None;
+        }
+        if state.queue.is_empty() && state.queue.capacity() > 64 {
+            state.queue = VecDeque::new(); // a burst should not be paid for ever after
+        }
+        Popped::Response {
+            response: queued.response,
+            drained,
+        }
+    }
+
+    /// As `pop`, and sees to a wake-up when there is nothing.
+    pub(super) fn poll_pop(&self, cx: &Context<'_>) -> Popped {
+        let mut state = self.state.lock();
+        let popped = self.pop_locked(&mut state);
+        if matches!(popped, Popped::Empty) {
+            remember(&mut state.reader, cx);
+        }
+        popped
+    }
+
+    pub(super) fn poll_ready(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if state.owed < self.requests_max || state.ended {
+            return Poll::Ready(());
+        }
+        remember(&mut state.requester, cx);
+        Poll::Pending
+    }
+
+    /// Wakes the stream's task if it waits for responses and there are some.
+    pub(super) fn wake(&self) {
+        let mut state = self.state.lock();
+        if state.queue.is_empty() && !state.ended {
+            return;
+        }
+        let reader = state.reader.take();
+        drop(state);
+        reader.inspect(Waker::wake_by_ref);
+    }
+
+    /// The client's side is gone.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        let queue = std::mem::take(&mut state.queue);
+        state.front += queue.len() as u64;
+        state.bytes = 0;
+        drop(state);
+        drop(queue); // may free a lot: not under the lock
+    }
+
+    /// The hub is gone.
+    pub(super) fn end(&self) {
+        let mut state = self.state.lock();
+        state.ended = true;
+        let wakers = [state.reader.take(), state.requester.take()];
+        drop(state);
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.state.lock().bytes
+    }
+}
+
+impl State {
+    fn push(&mut self, response: Response, bytes: usize, revisions: usize, answer: bool) -> Place {
+        if self.closed {
+            return Place::default();
+        }
+        let place = Place(self.front + self.queue.len() as u64);
+        self.bytes += bytes + RESPONSE_OVERHEAD;
+        self.queue.push_back(Queued {
+            response,
+            bytes,
+            revisions,
+            answer,
+        });
+        place
+    }
+
+    fn stall(&mut self, below: usize) {
+        self.stalled = Some(self.stalled.map_or(below, |other| other.min(below)));
+    }
+}
+
+fn remember(slot: &mut Option<Waker>, cx: &Context<'_>) {
+    match slot {
+        Some(waker) => waker.clone_from(cx.waker()),
+        None => *slot = Some(cx.waker().clone()),
+    }
+}

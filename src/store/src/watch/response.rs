@@ -1,0 +1,271 @@
+//! Responses as streams hand them out, and how they are written: a small head of their own, then the bytes of shared
+//! events.
+
+use super::payload::{Change, Chunk};
+use bytes::{Buf, Bytes, BytesMut};
+use prost::Message;
+use quorate_api::Revision;
+use quorate_api::proto::etcdserverpb as pb;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// The part of a response header that the server knows; the revision is the response's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    pub cluster_id: u64,
+    pub member_id: u64,
+    pub raft_term: u64,
+}
+
+/// One `WatchResponse`, events not yet written out.
+#[derive(Clone, Debug, Default)]
+pub struct Response {
+    /// −1 on a failed create and on progress of the whole stream.
+    pub watch_id: i64,
+    /// `header.revision`; 0 when compaction ended the watcher.
+    pub revision: Revision,
+    pub created: bool,
+    pub canceled: bool,
+    /// Not 0 when compaction ended the watcher.
+    pub compact_revision: i64,
+    pub cancel_reason: Cow<'static, str>,
+    /// More fragments of this response follow.
+    pub fragment: bool,
+    pub(super) events: Events,
+}
+
+/// The events of a response: chunks shared with other responses.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Events {
+    // Nearly all responses have one chunk: no allocation for those.
+    first: Option<Arc<Chunk>>,
+    more: Vec<Arc<Chunk>>,
+    pub(super) with_prev: bool,
+    /// The client takes fragments.
+    pub(super) may_split: bool,
+}
+
+impl Events {
+    pub(super) fn new(chunk: Arc<Chunk>, with_prev: bool, may_split: bool) -> Self {
+        Self {
+            first: Some(chunk),
+            more: Vec::new(),
+            with_prev,
+            may_split,
+        }
+    }
+
+    pub(super) fn push(&mut self, chunk: Arc<Chunk>) {
+        debug_assert!(self.first.is_some());
+        self.more.push(chunk);
+    }
+
+    fn changes(&self) -> impl Iterator<Item = &Arc<Change>> {
+        self.first.iter().chain(&self.more).flat_map(|chunk| &chunk.changes)
+    }
+
+    fn len(&self) -> usize {
+        self.first
+            .iter()
+            .chain(&self.more)
+            .map(|chunk| chunk.changes.len())
+            .sum()
+    }
+}
+
+impl Response {
+    /// A failed create: the stream stays usable.
+    pub(super) fn refused(revision: Revision, reason: Cow<'static, str>) -> Self {
+        Self {
+            watch_id: -1,
+            revision,
+            created: true,
+            canceled: true,
+            cancel_reason: reason,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn compacted(watch_id: i64, at: i64) -> Self {
+        Self {
+            watch_id,
+            canceled: true,
+            compact_revision: at,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn progress(watch_id: i64, revision: Revision) -> Self {
+        Self {
+            watch_id,
+            revision,
+            ..Self::default()
+        }
+    }
+
+    pub fn events_len(&self) -> usize {
+        self.events.len()
+    }
+
+    fn head(&self, header: &Header) -> pb::WatchResponse {
+        pb::WatchResponse {
+            header: Some(pb::ResponseHeader {
+                cluster_id: header.cluster_id,
+                member_id: header.member_id,
+                revision: self.revision.0,
+                raft_term: header.raft_term,
+            }),
+            watch_id: self.watch_id,
+            created: self.created,
+            canceled: self.canceled,
+            compact_revision: self.compact_revision,
+            cancel_reason: self.cancel_reason.clone().into_owned(),
+            fragment: self.fragment,
+            events: Vec::new(),
+        }
+    }
+
+    /// The whole message, for consumers that are not protobuf (JSON).
+    pub fn to_message(&self, header: &Header) -> pb::WatchResponse {
+        let with_prev = self.events.with_prev;
+        pb::WatchResponse {
+            events: self
+                .events
+                .changes()
+                .map(|change| change.to_message(with_prev))
+                .collect(),
+            ..self.head(header)
+        }
+    }
+
+    pub fn encoded_len(&self, header: &Header) -> usize {
+        self.head(header).encoded_len() + self.events_encoded_len()
+    }
+
+    fn events_encoded_len(&self) -> usize {
+        let with_prev = self.events.with_prev;
+        self.events
+            .changes()
+            .map(|change| change.encoded(with_prev).len())
+            .sum()
+    }
+
+    /// Appends the encoded message, without any framing.
+    pub fn encode(&self, header: &Header, out: &mut Segments) {
+        out.put_message(&self.head(header));
+        self.encode_events(out);
+    }
+
+    /// Appends the message as gRPC frames it: one byte "not compressed", the length as 4 bytes, the message.
+    pub fn encode_grpc(&self, header: &Header, out: &mut Segments) {
+        let head = self.head(header);
+        let len = head.encoded_len() + self.events_encoded_len();
+        let len = u32::try_from(len).unwrap_or(u32::MAX); // no transaction comes near 4 GiB
+        out.put_small(&[0]);
+        out.put_small(&len.to_be_bytes());
+        out.put_message(&head);
+        self.encode_events(out);
+    }
+
+    fn encode_events(&self, out: &mut Segments) {
+        for change in self.events.changes() {
+            out.put_shared(change.encoded(self.events.with_prev));
+        }
+    }
+
+    /// Splits at event boundaries so that each piece stays below `limit` bytes if possible; calls `piece` for each.
+    /// A response that is small enough, has one event, or whose client takes no fragments is one piece.
+    pub(super) fn split(self, limit: usize, mut piece: impl FnMut(Response)) {
+        // What the header may need at most: three varints, since ids and term are the server's and not known here.
+        const HEADER_MAX: usize = 48;
+        if !self.events.may_split || self.events.len() < 2 {
+            return piece(self);
+        }
+        let head = self.head(&Header::default()).encoded_len() + HEADER_MAX;
+        if head + self.events_encoded_len() < limit {
+            return piece(self);
+        }
+        let with_prev = self.events.with_prev;
+        let mut pieces = Vec::new();
+        let (mut changes, mut size) = (Vec::new(), head);
+        for change in self.events.changes() {
+            let len = change.encoded(with_prev).len();
+            if !changes.is_empty() && size + len >= limit {
+                pieces.push(std::mem::take(&mut changes));
+                size = head;
+            }
+            changes.push(Arc::clone(change));
+            size += len;
+        }
+        pieces.push(changes);
+        let last = pieces.len() - 1;
+        for (at, changes) in pieces.into_iter().enumerate() {
+            let Some(chunk) = Chunk::new(changes) else { continue };
+            piece(Response {
+                fragment: at < last,
+                events: Events::new(Arc::new(chunk), with_prev, false),
+                cancel_reason: self.cancel_reason.clone(),
+                ..self
+            });
+        }
+    }
+}
+
+/// Encoded messages as a few segments: what is small is copied together, what is large is shared. Several responses
+/// may be written into one.
+#[derive(Debug, Default)]
+pub struct Segments {
+    done: Vec<Bytes>,
+    tail: BytesMut,
+    len: usize,
+}
+
+impl Segments {
+    /// Below this a segment of its own (a frame, a write) costs more than the copy.
+    const SHARE_FROM: usize = 4 << 10;
+
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes in all segments.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn put_small(&mut self, bytes: &[u8]) {
+        self.len += bytes.len();
+        self.tail.extend_from_slice(bytes);
+    }
+
+    fn put_message(&mut self, message: &pb::WatchResponse) {
+        let before = self.tail.len();
+        self.tail.reserve(message.encoded_len());
+        message.encode_raw(&mut self.tail); // can not run out of room: the buffer grows
+        self.len += self.tail.len() - before;
+    }
+
+    fn put_shared(&mut self, bytes: &Bytes) {
+        if bytes.len() < Self::SHARE_FROM {
+            return self.put_small(bytes);
+        }
+        if self.tail.has_remaining() {
+            self.done.push(self.tail.split().freeze());
+        }
+        self.len += bytes.len();
+        self.done.push(bytes.clone());
+    }
+
+    /// The segments in order; leaves this empty for the next use.
+    pub fn take(&mut self) -> Vec<Bytes> {
+        if self.tail.has_remaining() {
+            self.done.push(self.tail.split().freeze());
+        }
+        self.len = 0;
+        std::mem::take(&mut self.done)
+    }
+}
