@@ -30,6 +30,6 @@ pub mod watch;
 pub use apply::Applier;
 pub use error::Error;
 pub use mvcc::answer::RangeAnswer;
-pub use store::{EventSink, Options, Store};
+pub use store::{EventSink, Image, Incoming, Options, Received, Store};
 pub use backend::Applied;
 pub use lease::LeaseInfo;

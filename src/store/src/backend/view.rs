@@ -11,18 +11,24 @@ use bytes::Bytes;
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable};
 
 use super::change::{Applied, RowId, SystemTable};
+use super::database::Facts;
 use super::error::{During, Error};
 use super::format::{self, MetaRow};
 use super::shared::Shared;
 
+/// One commit of the file: its tables, which stand still, and what it says of itself.
+pub(super) struct Tables {
+    pub meta: ReadOnlyTable<RowId, &'static [u8]>,
+    pub values: ReadOnlyTable<RowId, &'static [u8]>,
+    pub system: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    pub facts: Facts,
+}
+
 /// A state of the file that readers share. Dropping the last handle lets pinned rows go.
 pub(super) struct Published {
-    meta: ReadOnlyTable<RowId, &'static [u8]>,
-    values: ReadOnlyTable<RowId, &'static [u8]>,
-    system: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    pub tables: Arc<Tables>,
     /// Rows at or below are in this transaction, unless compaction removed them.
     bound: RowId,
-    applied: Applied,
     shared: Weak<Shared>,
 }
 
@@ -30,20 +36,23 @@ impl std::fmt::Debug for Published {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Published")
             .field("bound", &self.bound)
-            .field("applied", &self.applied)
+            .field("applied", &self.tables.facts.applied)
             .finish_non_exhaustive()
     }
 }
 
 impl Published {
-    pub fn new(db: &Database, bound: RowId, applied: Applied, shared: &Arc<Shared>) -> Result<Self, Error> {
+    pub fn new(db: &Database, facts: Facts, shared: &Arc<Shared>) -> Result<Self, Error> {
         let read = db.begin_read().during("begin a read of the backend")?;
-        Ok(Self {
+        let tables = Tables {
             meta: read.open_table(format::META).during("open table meta")?,
             values: read.open_table(format::VALUES).during("open table values")?,
             system: read.open_table(format::SYSTEM).during("open table system")?,
-            bound,
-            applied,
+            facts,
+        };
+        Ok(Self {
+            tables: Arc::new(tables),
+            bound: facts.bound,
             shared: Arc::downgrade(shared),
         })
     }
@@ -80,7 +89,7 @@ impl View {
 
     /// What the durable part of this View was made of.
     pub fn applied(&self) -> Applied {
-        self.published.applied
+        self.published.tables.facts.applied
     }
 
     /// An error of the file, as opposed to one of what is stored in it, is the last thing the file says.
@@ -94,7 +103,7 @@ impl View {
         if id > self.published.bound {
             return self.shared.pending.get(id).ok_or_else(|| Error::missing(id));
         }
-        let stored = self.file("read a value", self.published.values.get(id))?;
+        let stored = self.file("read a value", self.published.tables.values.get(id))?;
         let stored = stored.ok_or_else(|| Error::missing(id))?;
         Ok(Bytes::copy_from_slice(format::decode_value(id, stored.value())?))
     }
@@ -118,6 +127,7 @@ impl View {
                     stale => {
                         let seek = self
                             .published
+                            .tables
                             .values
                             .lower_bound(Bound::Included(id))
                             .during("seek a value")?;
@@ -142,7 +152,7 @@ impl View {
 
     /// All durable rows of `meta`, ascending; values are not touched. This is how the index comes back at a start.
     pub fn scan_meta(&self, mut each: impl FnMut(MetaRow<'_>)) -> Result<(), Error> {
-        for row in self.file("scan table meta", self.published.meta.iter())? {
+        for row in self.file("scan table meta", self.published.tables.meta.iter())? {
             let (id, bytes) = self.file("scan table meta", row)?;
             each(format::decode_meta(id.value(), bytes.value())?);
         }
@@ -154,7 +164,7 @@ impl View {
     pub fn scan_rows(&self, from: RowId, mut each: impl FnMut(MetaRow<'_>) -> ControlFlow<()>) -> Result<(), Error> {
         let bound = self.published.bound;
         if from <= bound {
-            for row in self.published.meta.range(from..=bound).during("scan table meta")? {
+            for row in self.published.tables.meta.range(from..=bound).during("scan table meta")? {
                 let (id, bytes) = row.during("scan table meta")?;
                 if each(format::decode_meta(id.value(), bytes.value())?).is_break() {
                     return Ok(());
@@ -174,7 +184,7 @@ impl View {
     /// All durable records of one system table, ascending by key.
     pub fn scan_system(&self, table: SystemTable, mut each: impl FnMut(&[u8], &[u8])) -> Result<(), Error> {
         let from = [table as u8];
-        for record in self.file("scan table system", self.published.system.range(&from[..]..))? {
+        for record in self.file("scan table system", self.published.tables.system.range(&from[..]..))? {
             let (key, bytes) = self.file("scan table system", record)?;
             let Some(name) = key.value().strip_prefix(&from) else {
                 break;
@@ -187,7 +197,7 @@ impl View {
     /// One durable system record.
     pub fn system(&self, table: SystemTable, key: &[u8]) -> Result<Option<Bytes>, Error> {
         let key = format::system_key(table, key);
-        let stored = self.file("read a system record", self.published.system.get(&key[..]))?;
+        let stored = self.file("read a system record", self.published.tables.system.get(&key[..]))?;
         stored
             .map(|bytes| Ok(Bytes::copy_from_slice(format::decode_record(&key, bytes.value())?)))
             .transpose()
