@@ -35,11 +35,13 @@ enum Rule {
 pub struct Facts {
     /// Whether 3.7 would answer a progress request here.
     pub progress_is_due: bool,
+    /// The refusal that comes first in 3.7's order, where 3.4 refused a transaction before running it.
+    pub first_refusal: Option<Reply>,
     /// Deletions that 3.4 forgot to send.
     pub forgotten: Vec<Seen>,
 }
 
-pub static DIFFERENCES: [Difference; 7] = [
+pub static DIFFERENCES: [Difference; 8] = [
     Difference {
         name: "an unknown sort order or target is refused (3.4 ignores the order, and the target ends the process)",
         cites: "grpc-semantics.md §4.3 step 1, errors.md §2, advisories.md A18 and E1",
@@ -74,6 +76,12 @@ pub static DIFFERENCES: [Difference; 7] = [
         name: "progress is answered only when every watcher of the stream has caught up",
         cites: "grpc-semantics.md §8.5",
         rule: Rule::Answered(progress),
+        met: AtomicU64::new(0),
+    },
+    Difference {
+        name: "of several reasons to refuse a transaction, the first in the order of its operations is given",
+        cites: "grpc-semantics.md §6 `pre-checks`; 3.4 checks all puts before all ranges, and a put's key before its lease",
+        rule: Rule::Answered(first_refusal),
         met: AtomicU64::new(0),
     },
     Difference {
@@ -157,7 +165,9 @@ fn stream_refusals(op: &Op) -> Option<Reply> {
     if range.key.is_empty() {
         return None;
     }
-    if range.sort_order != 0 || range.sort_target != 0 {
+    // ascending by key is the order it streams in anyway, and without an order the target says nothing
+    let streams = range.sort_order == 0 || (range.sort_order == 1 && range.sort_target == 0);
+    if !streams {
         return Some(Reply::error(Code::Unimplemented, "RangeStream does not support custom sort orders"));
     }
     let filters =
@@ -200,7 +210,8 @@ fn drop_leases_in_txn(request: &TxnRequest, answer: &mut TxnResponse) -> bool {
 
 fn negative_start(op: &Op, _: &Facts, step: &mut Step) -> bool {
     let (Op::Watch(_, create), Reply::Watch(answers)) = (op, &mut step.reply) else { return false };
-    if create.start_revision >= 0 || answers.len() != 2 {
+    // checked before anything else about the watch, so that an empty range is not what it is refused for
+    if create.start_revision >= 0 || answers.is_empty() {
         return false;
     }
     answers.truncate(1);
@@ -208,6 +219,38 @@ fn negative_start(op: &Op, _: &Facts, step: &mut Step) -> bool {
     answers[0].canceled = true;
     answers[0].cancel_reason = "etcdserver: mvcc: required revision has been compacted".to_owned();
     true
+}
+
+/// Whether `reply` is one of the refusals that a transaction gets before anything of it runs.
+pub fn is_precheck(txn: &TxnRequest, reply: &Reply) -> bool {
+    if has_empty_op(txn) {
+        return false; // refused as malformed, which shares a text with the refusals below
+    }
+    let texts = [
+        "etcdserver: requested lease not found",
+        "etcdserver: key not found",
+        "etcdserver: mvcc: required revision is a future revision",
+        "etcdserver: mvcc: required revision has been compacted",
+    ];
+    matches!(reply, Reply::Error { message, .. } if texts.contains(&message.as_str()))
+}
+
+fn has_empty_op(txn: &TxnRequest) -> bool {
+    txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
+        None => true,
+        Some(Request::RequestTxn(inner)) => has_empty_op(inner),
+        Some(Request::RequestRange(_) | Request::RequestPut(_) | Request::RequestDeleteRange(_)) => false,
+    })
+}
+
+fn first_refusal(_: &Op, facts: &Facts, step: &mut Step) -> bool {
+    match &facts.first_refusal {
+        Some(first) if *first != step.reply => {
+            step.reply = first.clone();
+            true
+        }
+        _ => false,
+    }
 }
 
 fn progress(op: &Op, facts: &Facts, step: &mut Step) -> bool {

@@ -18,7 +18,7 @@ use quorate_api::proto::etcdserverpb::{
 
 /// Centre of the numbers that stand for "so much after the first revision". No test uses real revisions this high.
 const RELATIVE: i64 = 1 << 40;
-const RELATIVE_REACH: i64 = 1 << 20;
+const RELATIVE_REACH: u64 = 1 << 20;
 
 /// The revision `delta` after the start of the sequence.
 pub fn at(delta: i64) -> i64 {
@@ -52,7 +52,7 @@ impl Op {
     pub fn resolve(&self, base: i64) -> Self {
         let mut op = self.clone();
         let fix = |revision: &mut i64| {
-            if (*revision - RELATIVE).abs() < RELATIVE_REACH {
+            if revision.abs_diff(RELATIVE) < RELATIVE_REACH {
                 *revision += base - RELATIVE;
             }
         };

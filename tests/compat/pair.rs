@@ -1,11 +1,15 @@
 //! The node under test and the reference, taken through the same sequence.
 
+use std::time::{Duration, Instant};
+
 use quorate_kit::Binary;
 
 use crate::differences::{self, Facts};
 use crate::op::{Op, literal};
 use crate::reply::{Reply, Step};
 use crate::side::Side;
+
+const SHRINKING: Duration = Duration::from_secs(120);
 
 /// Two programs to compare.
 #[derive(Clone, Debug)]
@@ -18,6 +22,9 @@ pub struct Contest {
 pub struct Pair {
     ours: Side,
     oracle: Side,
+    /// The reference is of the 3.4 line: there are requests it must not be sent.
+    spare: bool,
+    /// And the node under test is not: its answers are to be those of 3.7.
     translate: bool,
 }
 
@@ -25,7 +32,6 @@ pub struct Pair {
 #[derive(Debug)]
 pub struct Mismatch {
     pub index: usize,
-    pub op: Op,
     pub text: String,
 }
 
@@ -34,6 +40,7 @@ impl Contest {
         Pair {
             ours: Side::start(&self.ours),
             oracle: Side::start(&self.oracle),
+            spare: self.oracle.is_34(),
             translate: self.oracle.is_34() && !self.ours.is_34(),
         }
     }
@@ -44,14 +51,19 @@ impl Pair {
     pub async fn run(&mut self, ops: &[Op]) -> Result<(), Mismatch> {
         self.begin(false).await?;
         self.go(ops).await?;
+        self.end(ops.len()).await
+    }
+
+    async fn end(&mut self, index: usize) -> Result<(), Mismatch> {
         let (ours, oracle) = tokio::join!(self.ours.end(), self.oracle.end());
-        both(ours, oracle, ops.len(), "clean up")
+        both(ours, oracle, index, "clean up")
     }
 
     /// Runs a sequence on a pair that nobody has written to.
     pub async fn run_fresh(&mut self, ops: &[Op]) -> Result<(), Mismatch> {
         self.begin(true).await?;
-        self.go(ops).await
+        self.go(ops).await?;
+        self.end(ops.len()).await
     }
 
     async fn begin(&mut self, fresh: bool) -> Result<(), Mismatch> {
@@ -61,7 +73,10 @@ impl Pair {
 
     async fn go(&mut self, ops: &[Op]) -> Result<(), Mismatch> {
         for (index, op) in ops.iter().enumerate() {
-            let unasked = if self.translate { differences::unasked(op) } else { None };
+            let unasked = if self.spare { differences::unasked(op) } else { None };
+            if unasked.is_some() && !self.translate {
+                continue; // 3.4 against itself
+            }
             let progress_is_due = match op {
                 Op::Progress(stream) => self.oracle.progress_is_due(*stream),
                 _ => false,
@@ -71,7 +86,13 @@ impl Pair {
                 None => tokio::join!(self.ours.step(op), self.oracle.step(op)),
             };
             if self.translate && oracle.broken.is_empty() {
-                let facts = Facts { progress_is_due, forgotten: self.oracle.take_forgotten() };
+                let first_refusal = match (op, &oracle.reply) {
+                    (Op::Txn(txn), reply) if differences::is_precheck(txn, reply) => {
+                        self.oracle.first_refusal(op).await.unwrap_or_else(|status| Some(Reply::from_status(&status)))
+                    }
+                    _ => None,
+                };
+                let facts = Facts { progress_is_due, first_refusal, forgotten: self.oracle.take_forgotten() };
                 differences::translate(op, facts, &mut oracle);
             }
             if ours != oracle || !ours.broken.is_empty() {
@@ -102,7 +123,7 @@ impl Pair {
                 text += &format!("  {name} has ended; its log:\n{}\n", side.node.tail());
             }
         }
-        Mismatch { index, op: op.clone(), text }
+        Mismatch { index, text }
     }
 }
 
@@ -116,7 +137,6 @@ fn both(
         (Ok(()), Ok(())) => Ok(()),
         (ours, oracle) => Err(Mismatch {
             index,
-            op: Op::KeepAlive(Vec::new()),
             text: format!("{what}\n  ours    {ours:?}\n  oracle  {oracle:?}\n"),
         }),
     }
@@ -127,20 +147,20 @@ fn show(reply: &Reply) -> String {
 }
 
 /// Drops what is not needed for a mismatch, on fresh servers after each one that still fails, until nothing more can
-/// go or `attempts` are used up. Gives the shortest failing sequence and its mismatch.
-pub async fn shrink(contest: &Contest, ops: &[Op], found: Mismatch, mut attempts: usize) -> (Vec<Op>, Mismatch) {
+/// go or [`SHRINKING`] is over. Gives the shortest failing sequence and its mismatch.
+pub async fn shrink(contest: &Contest, ops: &[Op], found: Mismatch) -> (Vec<Op>, Mismatch) {
     let mut shortest = ops[..=found.index.min(ops.len().saturating_sub(1))].to_vec();
     let mut mismatch = found;
+    let deadline = Instant::now() + SHRINKING;
     let mut pair = contest.pair();
     let mut chunk = shortest.len() / 2;
     while chunk > 0 {
         let mut from = 0;
         let mut dropped_any = false;
-        while from < shortest.len() && attempts > 0 {
+        while from < shortest.len() && Instant::now() < deadline {
             let to = (from + chunk).min(shortest.len());
             let mut fewer = shortest.clone();
             fewer.drain(from..to);
-            attempts -= 1;
             match pair.run(&fewer).await {
                 Ok(()) => from = to,
                 Err(still) => {
@@ -152,7 +172,7 @@ pub async fn shrink(contest: &Contest, ops: &[Op], found: Mismatch, mut attempts
                 }
             }
         }
-        if attempts == 0 {
+        if Instant::now() >= deadline {
             break;
         }
         if !dropped_any || chunk > 1 {
@@ -165,7 +185,7 @@ pub async fn shrink(contest: &Contest, ops: &[Op], found: Mismatch, mut attempts
 /// The whole report of a mismatch: where, what, and the shortest sequence to keep.
 pub async fn report(contest: &Contest, whence: &str, ops: &[Op], found: Mismatch) -> String {
     let first = found.text.clone();
-    let (shortest, last) = shrink(contest, ops, found, 150).await;
+    let (shortest, last) = shrink(contest, ops, found).await;
     format!(
         "{whence}\n{first}\nshortest sequence that fails, {} operations, for regressions.rs:\n{}\nwhich ends in\n{}",
         shortest.len(),

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use quorate_api::proto::etcdserverpb::request_op::Request;
 use quorate_api::proto::etcdserverpb::watch_request::RequestUnion;
 use quorate_api::proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseKeepAliveRequest,
     LeaseKeepAliveResponse, LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
-    PutRequest, PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader, StatusRequest,
-    StatusResponse, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+    PutRequest, PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, RequestOp, ResponseHeader,
+    StatusRequest, StatusResponse, TxnRequest, TxnResponse, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
 use quorate_api::proto::mvccpb::Event;
 use quorate_kit::rpc::Bidi;
@@ -82,10 +83,6 @@ impl Side {
         }
     }
 
-    pub fn rpc(&self) -> &Rpc {
-        &self.rpc
-    }
-
     /// Makes a clean start: an empty store, compacted at its current revision (unless `fresh` asks to leave a new
     /// server as it is), a recorder, no watchers.
     pub async fn begin(&mut self, fresh: bool) -> Result<(), Status> {
@@ -154,6 +151,46 @@ impl Side {
         !watchers.is_empty() && watchers.iter().all(|w| !w.doomed && w.start <= self.revision)
     }
 
+    /// Which refusal 3.7 gives a transaction that may refuse for several reasons: the first in the order of its
+    /// operations, a put's lease before its key. Found by probes that change nothing, right after the refusal.
+    pub async fn first_refusal(&self, op: &Op) -> Result<Option<Reply>, Status> {
+        match op.resolve(self.normal.base) {
+            Op::Txn(txn) => Ok(self.refusal_of(&txn).await?.map(|status| Reply::from_status(&status))),
+            _ => Ok(None),
+        }
+    }
+
+    async fn refusal_of(&self, txn: &TxnRequest) -> Result<Option<Status>, Status> {
+        let compares = TxnRequest { compare: txn.compare.clone(), ..TxnRequest::default() };
+        let compared: TxnResponse = self.rpc.unary("/etcdserverpb.KV/Txn", &compares).await?;
+        for op in if compared.succeeded { &txn.success } else { &txn.failure } {
+            let probes = match &op.request {
+                Some(Request::RequestRange(_)) => vec![vec![op.clone()]],
+                Some(Request::RequestPut(put)) => {
+                    let lease = PutRequest { ignore_value: false, ignore_lease: false, ..put.clone() };
+                    let key = PutRequest { lease: 0, ..put.clone() };
+                    [lease, key].map(|put| vec![Request::RequestPut(put).into_op(), the_future()]).to_vec()
+                }
+                Some(Request::RequestTxn(inner)) => match Box::pin(self.refusal_of(inner)).await? {
+                    None => Vec::new(),
+                    refused => return Ok(refused),
+                },
+                Some(Request::RequestDeleteRange(_)) | None => Vec::new(),
+            };
+            for success in probes {
+                let guarded = success.len() > 1;
+                let probe = TxnRequest { success, ..TxnRequest::default() };
+                let probed: Result<TxnResponse, Status> = self.rpc.unary("/etcdserverpb.KV/Txn", &probe).await;
+                match probed {
+                    Err(status) if guarded && status.message() == THE_FUTURE => {}
+                    Err(status) => return Ok(Some(status)),
+                    Ok(_) => {}
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Deletions that this server forgot to send since the last call, as differences.rs has it.
     pub fn take_forgotten(&mut self) -> Vec<Seen> {
         let mut all = Vec::new();
@@ -180,7 +217,12 @@ impl Side {
                 gathered.broken.push(format!("{}, after {:?}", status.message(), gathered.control));
                 Reply::Nothing
             }
-            Err(status) => Reply::from_status(&status),
+            Err(status) => {
+                if !self.node.is_running() {
+                    gathered.broken.push(format!("the process has ended: {status}"));
+                }
+                Reply::from_status(&status)
+            }
         };
         if let Reply::Watch(_) = &reply {
             reply = Reply::Watch(std::mem::take(&mut gathered.control));
@@ -202,8 +244,11 @@ impl Side {
         let rpc = self.rpc.clone();
         Ok(match op {
             Op::Range(request) => Reply::Range(rpc.unary("/etcdserverpb.KV/Range", request).await?),
-            // 3.4 has no such call; its Range says what the pieces must add up to
-            Op::RangeStream(request) if self.is_34 => Reply::Range(rpc.unary("/etcdserverpb.KV/Range", request).await?),
+            // 3.4 has no such call; its Range says what the pieces, which are in key order, must add up to
+            Op::RangeStream(request) if self.is_34 => {
+                let in_key_order = RangeRequest { sort_target: 0, ..request.clone() };
+                Reply::Range(rpc.unary("/etcdserverpb.KV/Range", &in_key_order).await?)
+            }
             Op::RangeStream(request) => Reply::Range(range_stream(&rpc, request).await?),
             Op::Put(request) => {
                 let answer: PutResponse = rpc.unary("/etcdserverpb.KV/Put", request).await?;
@@ -216,7 +261,7 @@ impl Side {
                 Reply::Delete(answer)
             }
             Op::Txn(request) => {
-                let answer: quorate_api::proto::etcdserverpb::TxnResponse =
+                let answer: TxnResponse =
                     rpc.unary("/etcdserverpb.KV/Txn", request).await?;
                 self.advance(answer.header.as_ref()).await?;
                 Reply::Txn(answer)
@@ -299,7 +344,7 @@ impl Side {
         }
         let watcher =
             Watcher::new(request, self.recorded.len(), self.revision, self.compacted, self.is_34);
-        let (doomed, historical) = (watcher.doomed, request.start_revision != 0);
+        let (doomed, historical) = (watcher.doomed, request.start_revision > 0);
         self.streams[stream].watchers.insert(created.watch_id, watcher);
         self.unsettled |= historical;
         if doomed {
@@ -486,6 +531,23 @@ async fn keep_alive(rpc: &Rpc, ids: &[i64]) -> Result<Reply, Status> {
             Err(status) if quorate_kit::rpc::gave_up(&status) => return Err(status),
             Err(status) => return Ok(Reply::KeepAlive(answers, Box::new(Reply::from_status(&status)))),
         }
+    }
+}
+
+const THE_FUTURE: &str = "etcdserver: mvcc: required revision is a future revision";
+
+/// An operation that makes any transaction fail, but, on 3.4, only after all its puts were checked.
+fn the_future() -> RequestOp {
+    Request::RequestRange(RangeRequest { key: FENCE.into(), revision: i64::MAX, ..RangeRequest::default() }).into_op()
+}
+
+trait IntoOp {
+    fn into_op(self) -> RequestOp;
+}
+
+impl IntoOp for Request {
+    fn into_op(self) -> RequestOp {
+        RequestOp { request: Some(self) }
     }
 }
 

@@ -88,7 +88,9 @@ impl Watcher {
         }
         let replayed = revision <= self.created_at;
         if replayed && deletion && revision == self.compacted_at && self.forgets_deletion {
-            self.forgotten.push(event.clone());
+            let mut forgotten = event.clone();
+            forgotten.prev_kv = None; // what was before is compacted
+            self.forgotten.push(forgotten);
             return;
         }
         let mut event = event.clone();
