@@ -33,8 +33,8 @@ enum Rule {
 
 /// What the operation met on the 3.4 side.
 pub struct Facts {
-    /// Whether 3.7 would answer a progress request here.
-    pub progress_is_due: bool,
+    /// Whether 3.7 would have answered this progress request.
+    pub progress_was_due: bool,
     /// The refusal that comes first in 3.7's order, where 3.4 refused a transaction before running it.
     pub first_refusal: Option<Reply>,
     /// Deletions that 3.4 forgot to send.
@@ -165,7 +165,7 @@ fn stream_refusals(op: &Op) -> Option<Reply> {
     if range.key.is_empty() {
         return None;
     }
-    // ascending by key is the order it streams in anyway, and without an order the target says nothing
+    // ascending by key is the order it streams in anyway
     let streams = range.sort_order == 0 || (range.sort_order == 1 && range.sort_target == 0);
     if !streams {
         return Some(Reply::error(Code::Unimplemented, "RangeStream does not support custom sort orders"));
@@ -255,7 +255,7 @@ fn first_refusal(_: &Op, facts: &Facts, step: &mut Step) -> bool {
 
 fn progress(op: &Op, facts: &Facts, step: &mut Step) -> bool {
     let (Op::Progress(_), Reply::Watch(answers)) = (op, &mut step.reply) else { return false };
-    if facts.progress_is_due {
+    if facts.progress_was_due {
         return false;
     }
     let before = answers.len();

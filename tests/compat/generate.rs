@@ -189,6 +189,9 @@ impl Generator {
             range.min_create_revision = 0;
             range.max_create_revision = 0;
         }
+        if range.sort_order == 0 {
+            range.sort_target = 0; // 3.7 sorts each piece by itself then, which adds up to no order at all
+        }
         range
     }
 

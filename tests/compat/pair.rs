@@ -77,10 +77,6 @@ impl Pair {
             if unasked.is_some() && !self.translate {
                 continue; // 3.4 against itself
             }
-            let progress_is_due = match op {
-                Op::Progress(stream) => self.oracle.progress_is_due(*stream),
-                _ => false,
-            };
             let (ours, mut oracle) = match unasked {
                 Some(reply) => (self.ours.step(op).await, Step::only(reply)),
                 None => tokio::join!(self.ours.step(op), self.oracle.step(op)),
@@ -92,7 +88,11 @@ impl Pair {
                     }
                     _ => None,
                 };
-                let facts = Facts { progress_is_due, first_refusal, forgotten: self.oracle.take_forgotten() };
+                let facts = Facts {
+                    progress_was_due: self.oracle.progress_was_due(),
+                    first_refusal,
+                    forgotten: self.oracle.take_forgotten(),
+                };
                 differences::translate(op, facts, &mut oracle);
             }
             if ours != oracle || !ours.broken.is_empty() {

@@ -134,8 +134,7 @@ impl Normal {
     /// `op` as it was sent, since a txn's answers only make sense beside its questions.
     pub fn reply(&self, op: &Op, reply: &mut Reply) {
         match (op, reply) {
-            (Op::Range(request), Reply::Range(answer)) => self.range(request, answer),
-            (Op::RangeStream(_), Reply::Range(answer)) => self.range(&RangeRequest::default(), answer),
+            (Op::Range(request) | Op::RangeStream(request), Reply::Range(answer)) => self.range(request, answer),
             (Op::Txn(request), Reply::Txn(answer)) => self.txn(request, answer),
             (_, Reply::Put(answer)) => {
                 self.header(&mut answer.header);

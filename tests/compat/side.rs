@@ -42,6 +42,7 @@ pub struct Side {
     fences: i64,
     /// A watcher of the past may not have caught up, though nothing is due to it.
     unsettled: bool,
+    progress_was_due: bool,
     is_34: bool,
     _dir: tempfile::TempDir,
 }
@@ -78,6 +79,7 @@ impl Side {
             streams: Default::default(),
             fences: 0,
             unsettled: false,
+            progress_was_due: false,
             is_34: binary.is_34(),
             _dir: dir,
         }
@@ -145,10 +147,9 @@ impl Side {
         Ok(())
     }
 
-    /// Whether 3.7 would answer a progress request on this stream: someone watches, everyone has caught up.
-    pub fn progress_is_due(&self, stream: usize) -> bool {
-        let watchers: Vec<&Watcher> = self.streams[stream].watchers.values().filter(|w| w.start >= 0).collect();
-        !watchers.is_empty() && watchers.iter().all(|w| !w.doomed && w.start <= self.revision)
+    /// Whether 3.7 would have answered the last progress request.
+    pub fn progress_was_due(&self) -> bool {
+        self.progress_was_due
     }
 
     /// Which refusal 3.7 gives a transaction that may refuse for several reasons: the first in the order of its
@@ -244,11 +245,8 @@ impl Side {
         let rpc = self.rpc.clone();
         Ok(match op {
             Op::Range(request) => Reply::Range(rpc.unary("/etcdserverpb.KV/Range", request).await?),
-            // 3.4 has no such call; its Range says what the pieces, which are in key order, must add up to
-            Op::RangeStream(request) if self.is_34 => {
-                let in_key_order = RangeRequest { sort_target: 0, ..request.clone() };
-                Reply::Range(rpc.unary("/etcdserverpb.KV/Range", &in_key_order).await?)
-            }
+            // 3.4 has no such call; its Range says what the pieces must add up to
+            Op::RangeStream(request) if self.is_34 => Reply::Range(rpc.unary("/etcdserverpb.KV/Range", request).await?),
             Op::RangeStream(request) => Reply::Range(range_stream(&rpc, request).await?),
             Op::Put(request) => {
                 let answer: PutResponse = rpc.unary("/etcdserverpb.KV/Put", request).await?;
@@ -380,6 +378,10 @@ impl Side {
             self.fence(stream, true, gathered).await?;
             self.unsettled = false;
         }
+        // someone watches, and everyone has caught up and has come to its first revision
+        let watchers = || self.streams[stream].watchers.values().filter(|watcher| watcher.start >= 0);
+        self.progress_was_due =
+            watchers().count() > 0 && watchers().all(|watcher| !watcher.doomed && watcher.start <= self.revision);
         let request = RequestUnion::ProgressRequest(WatchProgressRequest {});
         self.send(stream, WatchRequest { request_union: Some(request) }).await?;
         self.fence(stream, false, gathered).await?;

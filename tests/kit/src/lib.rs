@@ -4,7 +4,7 @@
 //! - [`node`]: one server process with its flags, data directory and log; [`cluster`]: one to seven of them;
 //! - [`tls`]: a certificate authority of one's own;
 //! - [`etcdctl`]: etcd's command line as a client; [`rpc`]: gRPC where every byte, status and trailer is seen;
-//!   [`http`]: HTTP/1 where every byte is seen;
+//!   [`raw`]: HTTP/2 where the test decides about every frame; [`http`]: HTTP/1 where every byte is seen;
 //! - [`wait`]: conditions with a deadline.
 //!
 //! Everything cleans up when dropped, also while a test panics: processes are killed, directories removed, and
@@ -17,6 +17,7 @@ pub mod etcdctl;
 pub mod http;
 pub mod node;
 pub mod ports;
+pub mod raw;
 pub mod rpc;
 pub mod tls;
 pub mod wait;

@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{PipeReader, PipeWriter, Read, Seek, SeekFrom, Write};
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -57,7 +57,8 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stderr {
     File,
-    /// A pipe that is held open and never read: what a stuck log collector looks like.
+    /// A pipe that is held open and never read: what a stuck log collector looks like. [`Node::stuff_log_pipe`]
+    /// fills it, [`Node::close_log_pipe`] takes the reader away.
     UnreadPipe,
 }
 
@@ -145,6 +146,7 @@ pub struct Node {
     child: Option<Child>,
     /// Where this start's part of the log begins.
     log_start: u64,
+    pipe: Option<(PipeReader, PipeWriter)>,
 }
 
 impl Node {
@@ -158,7 +160,7 @@ impl Node {
     /// Starts without waiting.
     pub fn launch(config: Config) -> Self {
         std::fs::create_dir_all(&config.dir).unwrap();
-        let mut node = Self { config, child: None, log_start: 0 };
+        let mut node = Self { config, child: None, log_start: 0, pipe: None };
         node.spawn();
         node
     }
@@ -194,7 +196,12 @@ impl Node {
             .stdout(log.try_clone().unwrap());
         match config.stderr {
             Stderr::File => command.stderr(log),
-            Stderr::UnreadPipe => command.stderr(Stdio::piped()),
+            Stderr::UnreadPipe => {
+                let (reader, writer) = std::io::pipe().unwrap();
+                let stderr = writer.try_clone().unwrap();
+                self.pipe = Some((reader, writer));
+                command.stderr(stderr)
+            }
         };
         let child = command.spawn().unwrap_or_else(|error| panic!("start {:?}: {error}", words[0]));
         self.child = Some(child);
@@ -289,6 +296,23 @@ impl Node {
     /// When the node is not running.
     pub fn pid(&self) -> Pid {
         Pid::from_child(self.child.as_ref().unwrap_or_else(|| panic!("{} is not running", self.config.name)))
+    }
+
+    /// Fills the unread log pipe to the brim, so that whoever writes to it next waits for ever.
+    pub fn stuff_log_pipe(&mut self) {
+        let (_, writer) = self.pipe.as_mut().unwrap_or_else(|| panic!("the log is no pipe"));
+        // the flag belongs to the pipe's end and so to the node's as well: only while filling
+        let flags = rustix::fs::fcntl_getfl(&*writer).unwrap();
+        rustix::fs::fcntl_setfl(&*writer, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+        for size in [4096, 64, 1] {
+            while writer.write(&vec![b'.'; size]).is_ok() {}
+        }
+        rustix::fs::fcntl_setfl(&*writer, flags).unwrap();
+    }
+
+    /// Takes the pipe's reader away: the next write to the log fails.
+    pub fn close_log_pipe(&mut self) {
+        self.pipe = None;
     }
 
     /// Peak resident size in bytes since the process started.
