@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use quorate_kit::{Config, Node};
+use quorate_kit::Node;
 use rustix::process::Signal;
 
 use crate::support::{Own, binary, config, get, put, start, start_with};
@@ -290,5 +290,5 @@ fn the_data_dir_has_the_members_name() {
     config.extra.push("--data-dir=".to_owned());
     let node = Node::start(config);
     assert!(dir.path().join("lonely.etcd").is_dir(), "{:?}", std::fs::read_dir(dir.path()).unwrap().collect::<Vec<_>>());
-    drop::<(Node, Option<Config>)>((node, None));
+    drop(node);
 }
