@@ -140,6 +140,7 @@ impl<'a> Window<'a> {
 struct Opening {
     /// Where the segment before it ends.
     previous_end: Place,
+    session: u32,
     oldest: SegmentId,
 }
 
@@ -148,9 +149,9 @@ fn opening(segment: &Segment) -> Result<Option<Opening>, Error> {
         return Ok(None);
     }
     let mut window = Window::new(segment, OPENING_STEP);
-    let batch = match window.record(HEADER as u64)? {
+    let (batch, session) = match window.record(HEADER as u64)? {
         Ok((head, body)) if head.kind == Kind::Batch as u8 => match format::decode(head.kind, body) {
-            Ok(Record::Batch(batch)) => batch,
+            Ok(Record::Batch(batch)) => (batch, head.session),
             _ => return Ok(None),
         },
         _ => return Ok(None),
@@ -158,7 +159,7 @@ fn opening(segment: &Segment) -> Result<Option<Opening>, Error> {
     match window.record((HEADER + BATCH) as u64)? {
         Ok((head, body)) => match format::decode(head.kind, body) {
             Ok(Record::State(state)) => {
-                Ok(Some(Opening { previous_end: batch.synced, oldest: SegmentId(state.oldest) }))
+                Ok(Some(Opening { previous_end: batch.synced, session, oldest: SegmentId(state.oldest) }))
             }
             _ => Ok(None),
         },
@@ -197,8 +198,8 @@ pub(crate) fn scan(segments: Vec<Segment>, applied: Option<LogPos>) -> Result<Op
         if let Some(fault) = &faults[at] {
             return Err(Error::damage(segment.id, 0, format!("its header is wrong: {fault}")));
         }
-        let end = (at < used).then(|| openings[at + 1].as_ref().map(|next| next.previous_end)).flatten();
-        replay.segment(segment, end, &segments[at..])?;
+        let next = if at < used { openings[at + 1].as_ref() } else { None };
+        replay.segment(segment, next, &segments[at..])?;
     }
     let mut scan = replay.finish(applied)?;
     // A purge after the openings were written may have let go of the one they still name; nothing else may.
@@ -307,12 +308,12 @@ impl Replay {
         }
     }
 
-    /// Replays one segment. `end` is where the next one says it ends; the last one has to find out by itself, with the
-    /// help of what follows it in `rest` (which starts with the segment).
-    fn segment(&mut self, segment: &Segment, end: Option<Place>, rest: &[Segment]) -> Result<(), Error> {
+    /// Replays one segment. `next` says where it ends; the last one has to find out by itself, with the help of what
+    /// follows it in `rest` (which starts with the segment).
+    fn segment(&mut self, segment: &Segment, next: Option<&Opening>, rest: &[Segment]) -> Result<(), Error> {
         let id = segment.id;
-        let last = end.is_none();
-        let limit = match end {
+        let last = next.is_none();
+        let limit = match next.map(|next| next.previous_end) {
             Some(end) if end.segment == id && end.offset <= segment.bytes => end.offset,
             Some(end) => {
                 let what = format!("it says that the segment before it is {} and ends at {}", end.segment, end.offset);
@@ -325,7 +326,13 @@ impl Replay {
         let mut at = HEADER as u64;
         let mut extent = Extent { start: at, end: at, records_left: 0 };
         loop {
-            if at == limit && !last {
+            if at == limit
+                && let Some(next) = next
+            {
+                // A batch that was cut may have its cut mark in the next segment.
+                if at < extent.end && next.session == self.session {
+                    return Err(Error::damage(id, at, format!("the batch at {} is not whole", extent.start)));
+                }
                 break;
             }
             let stop = if at > limit {
@@ -338,7 +345,7 @@ impl Replay {
                         let record = format::decode(head.kind, body).map_err(damage)?;
                         let place = Place { segment: id, offset: at };
                         let bytes = record_bytes(head.len) as u64;
-                        self.extent(&mut extent, place, limit, head.session, &record, bytes).map_err(damage)?;
+                        self.extent(&mut extent, place, segment.bytes, head.session, &record, bytes).map_err(damage)?;
                         self.session = head.session;
                         self.record(place, &record).map_err(damage)?;
                         self.clean_stop = record == Record::End;
@@ -370,7 +377,7 @@ impl Replay {
         &mut self,
         extent: &mut Extent,
         at: Place,
-        limit: u64,
+        segment_bytes: u64,
         session: u32,
         record: &Record<'_>,
         bytes: u64,
@@ -387,8 +394,9 @@ impl Replay {
                 return Err("the batch claims to be synced before it is written".into());
             }
             let len = u64::from(batch.bytes);
-            if len > limit.saturating_sub(at.offset) || len < bytes || !len.is_multiple_of(8) {
-                return Err(format!("the batch claims {len} bytes, {} are left", limit.saturating_sub(at.offset)));
+            let left = segment_bytes - at.offset;
+            if len > left || len < bytes || !len.is_multiple_of(8) {
+                return Err(format!("the batch claims {len} bytes, {left} are left"));
             }
             *extent = Extent { start: at.offset, end: at.offset + len, records_left: batch.records };
             self.synced = self.synced.max(batch.synced);
