@@ -60,7 +60,10 @@ pub(crate) struct Scan {
 impl Scan {
     /// What there is to say about a log that has one segment and nothing in it.
     pub(crate) fn of_new_log(first: Live) -> Self {
-        let start = Place { segment: first.segment.id, offset: HEADER as u64 };
+        let start = Place {
+            segment: first.segment.id,
+            offset: HEADER as u64,
+        };
         Self {
             log: Log::default(),
             vote: None,
@@ -93,7 +96,12 @@ struct Window<'a> {
 
 impl<'a> Window<'a> {
     fn new(segment: &'a Segment, step: u64) -> Self {
-        Self { segment, step, start: 0, bytes: Vec::new() }
+        Self {
+            segment,
+            step,
+            start: 0,
+            bytes: Vec::new(),
+        }
     }
 
     /// `len` bytes from `at`. The caller has made sure that the file has them.
@@ -106,7 +114,11 @@ impl<'a> Window<'a> {
             self.start = at;
             if let Err(e) = self.segment.file.read_at(&mut self.bytes, at) {
                 self.bytes.clear();
-                return Err(Error::io("read log segment", self.segment.id.file_name(), e));
+                return Err(Error::io(
+                    "read log segment",
+                    self.segment.id.file_name(),
+                    e,
+                ));
             }
         }
         let from = (at - self.start) as usize;
@@ -125,9 +137,15 @@ impl<'a> Window<'a> {
         }
         // Before anything of that size is allocated.
         if (head.len as u64) > rest - RECORD as u64 {
-            return Ok(Err(format!("record length {} is more than the {rest} bytes left in the segment", head.len)));
+            return Ok(Err(format!(
+                "record length {} is more than the {rest} bytes left in the segment",
+                head.len
+            )));
         }
-        let place = Place { segment: self.segment.id, offset: at };
+        let place = Place {
+            segment: self.segment.id,
+            offset: at,
+        };
         let record = self.get(at, RECORD + head.len)?;
         if !format::is_sound(record, place) {
             return Ok(Err("wrong checksum".into()));
@@ -150,7 +168,8 @@ fn opening(segment: &Segment) -> Result<Option<Opening>, Error> {
     }
     let mut window = Window::new(segment, OPENING_STEP);
     let (batch, session) = match window.record(HEADER as u64)? {
-        Ok((head, body)) if head.kind == Kind::Batch as u8 => match format::decode(head.kind, body) {
+        Ok((head, body)) if head.kind == Kind::Batch as u8 => match format::decode(head.kind, body)
+        {
             Ok(Record::Batch(batch)) => (batch, head.session),
             _ => return Ok(None),
         },
@@ -158,9 +177,11 @@ fn opening(segment: &Segment) -> Result<Option<Opening>, Error> {
     };
     match window.record((HEADER + BATCH) as u64)? {
         Ok((head, body)) => match format::decode(head.kind, body) {
-            Ok(Record::State(state)) => {
-                Ok(Some(Opening { previous_end: batch.synced, session, oldest: SegmentId(state.oldest) }))
-            }
+            Ok(Record::State(state)) => Ok(Some(Opening {
+                previous_end: batch.synced,
+                session,
+                oldest: SegmentId(state.oldest),
+            })),
             _ => Ok(None),
         },
         Err(_) => Ok(None),
@@ -174,7 +195,10 @@ pub(crate) fn scan(segments: Vec<Segment>, applied: Option<LogPos>) -> Result<Op
         faults.push(header_fault(segment)?);
     }
     // Numbers follow each other; whatever lies below a gap was purged, as the check for the oldest one makes sure.
-    let run = (1..segments.len()).rev().find(|&at| segments[at - 1].id.next() != segments[at].id).unwrap_or(0);
+    let run = (1..segments.len())
+        .rev()
+        .find(|&at| segments[at - 1].id.next() != segments[at].id)
+        .unwrap_or(0);
     let mut openings = Vec::with_capacity(segments.len());
     for (at, segment) in segments.iter().enumerate() {
         openings.push(if at < run { None } else { opening(segment)? });
@@ -183,29 +207,61 @@ pub(crate) fn scan(segments: Vec<Segment>, applied: Option<LogPos>) -> Result<Op
         return match segments.last() {
             None => Ok(None),
             // The very first start was interrupted before anything was written.
-            Some(last) if last.id == SegmentId::FIRST && later_batch(&segments, last.id, HEADER as u64, 0)?.is_none() => Ok(None),
-            Some(last) => Err(Error::damage(last.id, HEADER as u64, "no segment has a readable first batch")),
+            Some(last)
+                if last.id == SegmentId::FIRST
+                    && later_batch(&segments, last.id, HEADER as u64, 0)?.is_none() =>
+            {
+                Ok(None)
+            }
+            Some(last) => Err(Error::damage(
+                last.id,
+                HEADER as u64,
+                "no segment has a readable first batch",
+            )),
         };
     };
-    let oldest = openings.iter().flatten().map(|opening| opening.oldest).max();
-    let start = (run..used).find(|&at| Some(segments[at].id) >= oldest).unwrap_or(used);
+    let oldest = openings
+        .iter()
+        .flatten()
+        .map(|opening| opening.oldest)
+        .max();
+    let start = (run..used)
+        .find(|&at| Some(segments[at].id) >= oldest)
+        .unwrap_or(used);
+    for (at, segment) in segments.iter().enumerate().skip(start) {
+        if at <= used && openings[at].is_none() {
+            return Err(Error::damage(
+                segment.id,
+                HEADER as u64,
+                "its first batch is unreadable and later segments exist",
+            ));
+        }
+        // A segment gets its name when all of it has been synced. What is too short has lost something since.
+        if let Some(Fault { what, .. }) = faults[at]
+            .as_ref()
+            .filter(|fault| at <= used || fault.short)
+        {
+            return Err(Error::damage(
+                segment.id,
+                0,
+                format!("its header is wrong: {what}"),
+            ));
+        }
+    }
     let mut replay = Replay::new(segments[start].id);
-    for at in start..=used {
-        let segment = &segments[at];
-        if openings[at].is_none() {
-            return Err(Error::damage(segment.id, HEADER as u64, "its first batch is unreadable and later segments exist"));
-        }
-        if let Some(fault) = &faults[at] {
-            return Err(Error::damage(segment.id, 0, format!("its header is wrong: {fault}")));
-        }
-        let next = if at < used { openings[at + 1].as_ref() } else { None };
+    for (at, segment) in segments.iter().enumerate().take(used + 1).skip(start) {
+        let next = if at < used {
+            openings[at + 1].as_ref()
+        } else {
+            None
+        };
         replay.segment(segment, next, &segments[at..])?;
     }
-    let mut scan = replay.finish(applied)?;
     // A purge after the openings were written may have let go of the one they still name; nothing else may.
-    if scan.oldest < segments[start].id {
-        return Err(Error::damage(scan.oldest, 0, "the file is missing"));
+    if replay.oldest < segments[start].id {
+        return Err(Error::damage(replay.oldest, 0, "the file is missing"));
     }
+    let mut scan = replay.finish(applied)?;
     for (at, segment) in segments.into_iter().enumerate() {
         if at < start {
             scan.retired.push(segment);
@@ -215,41 +271,74 @@ pub(crate) fn scan(segments: Vec<Segment>, applied: Option<LogPos>) -> Result<Op
             scan.unused.push(segment);
         }
     }
-    let dead = scan.live.iter().take_while(|live| live.segment.id < scan.oldest).count();
-    scan.retired.extend(scan.live.drain(..dead).map(|live| live.segment));
+    let dead = scan
+        .live
+        .iter()
+        .take_while(|live| live.segment.id < scan.oldest)
+        .count();
+    scan.retired
+        .extend(scan.live.drain(..dead).map(|live| live.segment));
     Ok(Some(scan))
 }
 
-/// What is wrong with a segment's header. A newer format is an error at once: nothing else can be said about it.
-fn header_fault(segment: &Segment) -> Result<Option<String>, Error> {
-    if segment.bytes < HEADER as u64 {
-        return Ok(Some(format!("the file has only {} bytes", segment.bytes)));
+/// What is wrong with a segment's header.
+struct Fault {
+    what: String,
+    /// The file is not as long as it was.
+    short: bool,
+}
+
+/// A newer format is an error at once: nothing else can be said about it.
+fn header_fault(segment: &Segment) -> Result<Option<Fault>, Error> {
+    let bytes = segment.bytes;
+    if bytes < format::SEGMENT_BYTES_MIN {
+        return Ok(Some(Fault {
+            what: format!("the file has only {bytes} bytes"),
+            short: true,
+        }));
     }
     let mut header = [0; HEADER];
-    segment
-        .file
-        .read_at(&mut header, 0)
-        .map_err(|e| Error::io("read log segment", segment.id.file_name(), e))?;
-    Ok(match format::check_header(&header, segment.id, segment.bytes) {
-        Ok(()) => None,
-        Err(HeaderFault::Version(found)) => {
-            return Err(Error::Version { segment: segment.id, found, supported: format::VERSION });
+    let read = segment.file.read_at(&mut header, 0);
+    read.map_err(|e| Error::io("read log segment", segment.id.file_name(), e))?;
+    let fault = |what: String| Ok(Some(Fault { what, short: false }));
+    match format::check_header(&header, segment.id, bytes) {
+        Ok(()) => Ok(None),
+        Err(HeaderFault::Version(found)) => Err(Error::Version {
+            segment: segment.id,
+            found,
+            supported: format::VERSION,
+        }),
+        Err(HeaderFault::Magic) => fault("it is not that of a log segment".into()),
+        Err(HeaderFault::Checksum) => fault("wrong checksum".into()),
+        Err(HeaderFault::Id(id)) => fault(format!("it belongs to segment {}", SegmentId(id))),
+        Err(HeaderFault::Bytes(made)) => {
+            let what = format!("the segment was made with {made} bytes, the file has {bytes}");
+            Ok(Some(Fault { what, short: true }))
         }
-        Err(HeaderFault::Magic) => Some("it is not that of a log segment".into()),
-        Err(HeaderFault::Checksum) => Some("wrong checksum".into()),
-        Err(HeaderFault::Id(id)) => Some(format!("it belongs to segment {}", SegmentId(id))),
-        Err(HeaderFault::Bytes(bytes)) => {
-            Some(format!("the segment was made with {bytes} bytes, the file has {}", segment.bytes))
-        }
-    })
+    }
+}
+
+/// A batch that shows that something before it was synced.
+struct Later {
+    at: Place,
+    synced: Place,
 }
 
 /// A batch in the segments, after `(segment, offset)`, that was written when that place was known to be synced.
-fn later_batch(segments: &[Segment], segment: SegmentId, offset: u64, session: u32) -> Result<Option<Place>, Error> {
+fn later_batch(
+    segments: &[Segment],
+    segment: SegmentId,
+    offset: u64,
+    session: u32,
+) -> Result<Option<Later>, Error> {
     let bad = Place { segment, offset };
     for segment in segments.iter().filter(|s| s.id >= bad.segment) {
         let mut window = Window::new(segment, STEP);
-        let mut at = if segment.id == bad.segment { (offset + 8).max(HEADER as u64) } else { HEADER as u64 };
+        let mut at = if segment.id == bad.segment {
+            (offset + 8).max(HEADER as u64)
+        } else {
+            HEADER as u64
+        };
         while at + BATCH as u64 <= segment.bytes {
             let head = Head::parse(window.get(at, RECORD)?);
             if head.kind == Kind::Batch as u8
@@ -259,7 +348,13 @@ fn later_batch(segments: &[Segment], segment: SegmentId, offset: u64, session: u
                 && let Ok(Record::Batch(batch)) = format::decode(head.kind, body)
                 && batch.synced > bad
             {
-                return Ok(Some(Place { segment: segment.id, offset: at }));
+                return Ok(Some(Later {
+                    at: Place {
+                        segment: segment.id,
+                        offset: at,
+                    },
+                    synced: batch.synced,
+                }));
             }
             at += 8;
         }
@@ -292,7 +387,10 @@ struct Replay {
 
 impl Replay {
     fn new(first: SegmentId) -> Self {
-        let start = Place { segment: first, offset: HEADER as u64 };
+        let start = Place {
+            segment: first,
+            offset: HEADER as u64,
+        };
         Self {
             log: Log::default(),
             vote: None,
@@ -310,28 +408,47 @@ impl Replay {
 
     /// Replays one segment. `next` says where it ends; the last one has to find out by itself, with the help of what
     /// follows it in `rest` (which starts with the segment).
-    fn segment(&mut self, segment: &Segment, next: Option<&Opening>, rest: &[Segment]) -> Result<(), Error> {
+    fn segment(
+        &mut self,
+        segment: &Segment,
+        next: Option<&Opening>,
+        rest: &[Segment],
+    ) -> Result<(), Error> {
         let id = segment.id;
         let last = next.is_none();
         let limit = match next.map(|next| next.previous_end) {
             Some(end) if end.segment == id && end.offset <= segment.bytes => end.offset,
             Some(end) => {
-                let what = format!("it says that the segment before it is {} and ends at {}", end.segment, end.offset);
+                let what = format!(
+                    "it says that the segment before it is {} and ends at {}",
+                    end.segment, end.offset
+                );
                 return Err(Error::damage(id.next(), HEADER as u64, what));
             }
             None => segment.bytes,
         };
-        self.live.push(Live { segment: segment.clone(), max_index: None });
+        self.live.push(Live {
+            segment: segment.clone(),
+            max_index: None,
+        });
         let mut window = Window::new(segment, STEP);
         let mut at = HEADER as u64;
-        let mut extent = Extent { start: at, end: at, records_left: 0 };
+        let mut extent = Extent {
+            start: at,
+            end: at,
+            records_left: 0,
+        };
         loop {
             if at == limit
                 && let Some(next) = next
             {
                 // A batch that was cut may have its cut mark in the next segment.
                 if at < extent.end && next.session == self.session {
-                    return Err(Error::damage(id, at, format!("the batch at {} is not whole", extent.start)));
+                    return Err(Error::damage(
+                        id,
+                        at,
+                        format!("the batch at {} is not whole", extent.start),
+                    ));
                 }
                 break;
             }
@@ -339,13 +456,26 @@ impl Replay {
                 "the records go on beyond the end of the segment".to_owned()
             } else {
                 match window.record(at)? {
-                    Ok((head, _)) if head.session < self.session => "a left-over from before a restart".to_owned(),
+                    Ok((head, _)) if head.session < self.session => {
+                        "a left-over from before a restart".to_owned()
+                    }
                     Ok((head, body)) => {
                         let damage = |what: String| Error::damage(id, at, what);
                         let record = format::decode(head.kind, body).map_err(damage)?;
-                        let place = Place { segment: id, offset: at };
+                        let place = Place {
+                            segment: id,
+                            offset: at,
+                        };
                         let bytes = record_bytes(head.len) as u64;
-                        self.extent(&mut extent, place, segment.bytes, head.session, &record, bytes).map_err(damage)?;
+                        self.extent(
+                            &mut extent,
+                            place,
+                            segment.bytes,
+                            head.session,
+                            &record,
+                            bytes,
+                        )
+                        .map_err(damage)?;
                         self.session = head.session;
                         self.record(place, &record).map_err(damage)?;
                         self.clean_stop = record == Record::End;
@@ -358,17 +488,39 @@ impl Replay {
             if !last {
                 return Err(Error::damage(id, at, stop));
             }
-            if let Some(later) = later_batch(rest, id, at, self.session)? {
-                let what = format!("{stop}, yet the batch at {} of segment {} was written after this was synced", later.offset, later.segment);
-                return Err(Error::damage(id, at, what));
+            if let Some(Later { at: later, synced }) = later_batch(rest, id, at, self.session)? {
+                // If this segment had been left behind by then, it may well end here: the bad one is the next one's first.
+                let bad = if synced.segment > id {
+                    Place {
+                        segment: id.next(),
+                        offset: HEADER as u64,
+                    }
+                } else {
+                    Place {
+                        segment: id,
+                        offset: at,
+                    }
+                };
+                let what = format!(
+                    "{stop}, yet the batch at {} of segment {} was written after this was synced",
+                    later.offset, later.segment
+                );
+                return Err(Error::damage(bad.segment, bad.offset, what));
             }
             if at < extent.end {
-                self.torn = Some(Torn { segment: id, offset: at, what: stop });
+                self.torn = Some(Torn {
+                    segment: id,
+                    offset: at,
+                    what: stop,
+                });
                 self.clean_stop = false;
             }
             break;
         }
-        self.end = Place { segment: id, offset: at };
+        self.end = Place {
+            segment: id,
+            offset: at,
+        };
         Ok(())
     }
 
@@ -388,7 +540,10 @@ impl Replay {
                 return Err(format!("a batch begins inside the one at {}", extent.start));
             }
             if at.offset == extent.end && extent.records_left != 0 {
-                return Err(format!("the batch at {} holds {} records too few", extent.start, extent.records_left));
+                return Err(format!(
+                    "the batch at {} holds {} records too few",
+                    extent.start, extent.records_left
+                ));
             }
             if batch.synced > at {
                 return Err("the batch claims to be synced before it is written".into());
@@ -398,7 +553,11 @@ impl Replay {
             if len > left || len < bytes || !len.is_multiple_of(8) {
                 return Err(format!("the batch claims {len} bytes, {left} are left"));
             }
-            *extent = Extent { start: at.offset, end: at.offset + len, records_left: batch.records };
+            *extent = Extent {
+                start: at.offset,
+                end: at.offset + len,
+                records_left: batch.records,
+            };
             self.synced = self.synced.max(batch.synced);
             return Ok(());
         }
@@ -433,7 +592,10 @@ impl Replay {
             Record::Committed(pos) => self.committed = Some(*pos),
             Record::Truncate(None) => self.log.truncate(None),
             Record::Truncate(Some(last)) => {
-                let known = self.log.term_at(last.index).is_none_or(|term| term == last.term);
+                let known = self
+                    .log
+                    .term_at(last.index)
+                    .is_none_or(|term| term == last.term);
                 if !known || self.log.last().is_none_or(|end| end.index < last.index) {
                     return Err(format!("truncation after {last}, which is not in the log"));
                 }
@@ -456,7 +618,13 @@ impl Replay {
     }
 
     fn state(&mut self, state: &format::State<'_>, segment: SegmentId) -> Result<(), String> {
-        let format::State { vote, committed, purged, last, oldest } = state;
+        let format::State {
+            vote,
+            committed,
+            purged,
+            last,
+            oldest,
+        } = state;
         if self.begun {
             // What was replayed and what the writer remembered have to be the same.
             let same = self.vote.as_deref() == *vote
@@ -464,7 +632,9 @@ impl Replay {
                 && self.log.purged() == *purged
                 && self.log.last() == *last;
             if !same {
-                return Err("the state told here differs from what the segments before it tell".into());
+                return Err(
+                    "the state told here differs from what the segments before it tell".into(),
+                );
             }
         } else {
             self.begun = true;
@@ -473,24 +643,48 @@ impl Replay {
             self.log = Log::after(*purged, *last);
         }
         if *oldest > segment.0 {
-            return Err(format!("the oldest segment needed is said to be {}, which is still to come", SegmentId(*oldest)));
+            return Err(format!(
+                "the oldest segment needed is said to be {}, which is still to come",
+                SegmentId(*oldest)
+            ));
         }
         self.free(SegmentId(*oldest))
     }
 
     fn free(&mut self, oldest: SegmentId) -> Result<(), String> {
-        if self.live.last().is_some_and(|live| live.segment.id < oldest) {
-            return Err(format!("the oldest segment needed is said to be {oldest}, which is still to come"));
+        if self
+            .live
+            .last()
+            .is_some_and(|live| live.segment.id < oldest)
+        {
+            return Err(format!(
+                "the oldest segment needed is said to be {oldest}, which is still to come"
+            ));
         }
         self.oldest = self.oldest.max(oldest);
         Ok(())
     }
 
     fn finish(self, applied: Option<LogPos>) -> Result<Scan, Error> {
-        let Self { log, vote, committed, oldest, live, end, synced, session, clean_stop, torn, begun: _ } = self;
+        let Self {
+            log,
+            vote,
+            committed,
+            oldest,
+            live,
+            end,
+            synced,
+            session,
+            clean_stop,
+            torn,
+            begun: _,
+        } = self;
         let damage = |what: String| Error::damage(end.segment, end.offset, what);
         if log.has_hole() {
-            return Err(damage(format!("entries below {} are neither here nor purged", log.first())));
+            return Err(damage(format!(
+                "entries below {} are neither here nor purged",
+                log.first()
+            )));
         }
         check_reaches(&log, committed, "committed").map_err(damage)?;
         check_reaches(&log, applied, "applied").map_err(damage)?;
@@ -518,12 +712,15 @@ pub(crate) fn check_reaches(log: &Log, pos: Option<LogPos>, what: &str) -> Resul
     let last = log.last();
     if last.is_none_or(|last| last.index < pos.index) {
         let last = last.map_or("nothing".to_owned(), |last| last.to_string());
-        return Err(format!("the log ends with {last}, and {pos} (term/index) is known to be {what}"));
+        return Err(format!(
+            "the log ends with {last}, and {pos} (term/index) is known to be {what}"
+        ));
     }
     match log.term_at(pos.index) {
-        Some(term) if term != pos.term => {
-            Err(format!("the log has term {term} at index {}, and {pos} (term/index) is known to be {what}", pos.index))
-        }
+        Some(term) if term != pos.term => Err(format!(
+            "the log has term {term} at index {}, and {pos} (term/index) is known to be {what}",
+            pos.index
+        )),
         _ => Ok(()),
     }
 }

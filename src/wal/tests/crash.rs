@@ -1,4 +1,5 @@
 //! Power lost at every call to the disk, and the log under random operations next to a naive model.
+#![allow(clippy::unwrap_used)]
 
 mod kit;
 
@@ -7,13 +8,24 @@ use proptest::prelude::*;
 use quorate_wal::disk::{FaultyDisk, Tear};
 
 const fn append(entries: u8, bytes: u16) -> Step {
-    Step::Append { entries, bytes, new_term: false }
+    Step::Append {
+        entries,
+        bytes,
+        new_term: false,
+    }
 }
 
 /// Votes, bursts, truncations, purges that free segments, a reset, an orderly restart and a disorderly one; over enough
 /// bytes to use a dozen segments and to recycle some.
 fn script() -> Vec<Step> {
-    let mut script = vec![Step::Vote(1), Step::Wait, append(1, 0), append(3, 100), Step::Wait, Step::Commit(255)];
+    let mut script = vec![
+        Step::Vote(1),
+        Step::Wait,
+        append(1, 0),
+        append(3, 100),
+        Step::Wait,
+        Step::Commit(255),
+    ];
     for round in 0..3 {
         script.extend([
             append(2, 500),
@@ -24,7 +36,11 @@ fn script() -> Vec<Step> {
             Step::Commit(200),
             Step::Wait,
             Step::Truncate(200),
-            Step::Append { entries: 2, bytes: 600, new_term: true },
+            Step::Append {
+                entries: 2,
+                bytes: 600,
+                new_term: true,
+            },
             Step::Wait,
             append(3, 900),
             Step::Commit(255),
@@ -37,7 +53,15 @@ fn script() -> Vec<Step> {
             append(2, 30),
         ]);
     }
-    script.extend([Step::Drop, append(2, 300), Step::Reset(10), append(2, 10), Step::Wait, append(2, 900), Step::Wait]);
+    script.extend([
+        Step::Drop,
+        append(2, 300),
+        Step::Reset(10),
+        append(2, 10),
+        Step::Wait,
+        append(2, 900),
+        Step::Wait,
+    ]);
     script
 }
 
@@ -68,8 +92,14 @@ fn play(world: &mut World) -> bool {
     ok && !world.disk.is_off()
 }
 
-const TEARS: [Tear; 6] =
-    [Tear::Lose, Tear::Keep, Tear::LoseFirst, Tear::LoseLast, Tear::Mix(1), Tear::Mix(0x5eed)];
+const TEARS: [Tear; 6] = [
+    Tear::Lose,
+    Tear::Keep,
+    Tear::LoseFirst,
+    Tear::LoseLast,
+    Tear::Mix(1),
+    Tear::Mix(0x5eed),
+];
 
 /// A log that was found after a power loss is found the same again, takes more, and keeps that.
 fn goes_on(mut world: World) {
@@ -141,7 +171,11 @@ fn power_loss_during_recovery_changes_nothing() {
                 let mut third = second.fork();
                 third.disk.power_loss(tear);
                 third.open().unwrap();
-                assert_eq!(*third.state(), expect, "cut after {cut}, recovery cut after {again}, {tear:?}");
+                assert_eq!(
+                    *third.state(),
+                    expect,
+                    "cut after {cut}, recovery cut after {again}, {tear:?}"
+                );
             }
             if opened {
                 break;

@@ -85,7 +85,10 @@ fn eio(what: &str) -> io::Error {
 }
 
 fn not_found(path: &Path) -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, format!("no file {}", path.display()))
+    io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("no file {}", path.display()),
+    )
 }
 
 impl FaultyDisk {
@@ -96,7 +99,19 @@ impl FaultyDisk {
     /// A copy, unsynced bytes and all; what happens to one does not touch the other. Faults that were set stay behind.
     pub fn fork(&self) -> Self {
         let volume = self.0.volume.lock();
-        let Volume { files, names, durable_names, pending, dirs, last_inode, life, calls, syncs, writes, .. } = &*volume;
+        let Volume {
+            files,
+            names,
+            durable_names,
+            pending,
+            dirs,
+            last_inode,
+            life,
+            calls,
+            syncs,
+            writes,
+            ..
+        } = &*volume;
         let volume = Volume {
             files: files.clone(),
             names: names.clone(),
@@ -110,7 +125,10 @@ impl FaultyDisk {
             writes: *writes,
             ..Volume::default()
         };
-        Self(Arc::new(Shared { volume: Mutex::new(volume), resumed: Condvar::new() }))
+        Self(Arc::new(Shared {
+            volume: Mutex::new(volume),
+            resumed: Condvar::new(),
+        }))
     }
 
     /// Calls so far that change or sync anything.
@@ -139,8 +157,13 @@ impl FaultyDisk {
     pub fn power_loss(&self, tear: Tear) {
         let mut volume = self.0.volume.lock();
         let volume = &mut *volume;
-        let unsynced = volume.files.values_mut().map(|file| count(file)).sum();
-        let mut chooser = Chooser { tear, seed: if let Tear::Mix(seed) = tear { seed } else { 0 }, at: 0, unsynced };
+        let unsynced = volume.files.values_mut().map(count).sum();
+        let mut chooser = Chooser {
+            tear,
+            seed: if let Tear::Mix(seed) = tear { seed } else { 0 },
+            at: 0,
+            unsynced,
+        };
         let kept = match tear {
             Tear::Lose => 0,
             Tear::Keep | Tear::LoseFirst | Tear::LoseLast => volume.pending.len(),
@@ -260,7 +283,10 @@ impl FaultyDisk {
     /// What the file holds, for tests to look at.
     pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
         let volume = self.0.volume.lock();
-        volume.names.get(path).map(|inode| volume.files[inode].bytes().to_vec())
+        volume
+            .names
+            .get(path)
+            .map(|inode| volume.files[inode].bytes().to_vec())
     }
 
     /// All files, sorted.
@@ -269,7 +295,11 @@ impl FaultyDisk {
     }
 
     fn handle(&self, inode: Inode, life: u64) -> Arc<dyn File> {
-        Arc::new(FaultyFile { disk: self.clone(), inode, life })
+        Arc::new(FaultyFile {
+            disk: self.clone(),
+            inode,
+            life,
+        })
     }
 }
 
@@ -350,7 +380,10 @@ impl Renaming {
 
 impl Volume {
     fn used(&self) -> u64 {
-        self.names.values().map(|inode| self.files[inode].len() as u64).sum()
+        self.names
+            .values()
+            .map(|inode| self.files[inode].len() as u64)
+            .sum()
     }
 
     /// Counts a call that changes or syncs something. True: this is the one that the power goes in.
@@ -381,8 +414,15 @@ impl Volume {
     /// Room for a file to grow from `from` to `to` bytes.
     fn grow(&self, from: usize, to: usize) -> io::Result<()> {
         let more = to.saturating_sub(from) as u64;
-        if more > 0 && self.capacity.is_some_and(|capacity| self.used() + more > capacity) {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "injected: disk full"));
+        if more > 0
+            && self
+                .capacity
+                .is_some_and(|capacity| self.used() + more > capacity)
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                "injected: disk full",
+            ));
         }
         Ok(())
     }
@@ -405,14 +445,22 @@ impl Disk for FaultyDisk {
         if !volume.dirs.contains(dir) {
             return Err(not_found(dir));
         }
-        let within = volume.names.keys().filter(|path| path.parent() == Some(dir));
-        Ok(within.filter_map(|path| path.file_name()?.to_str().map(str::to_owned)).collect())
+        let within = volume
+            .names
+            .keys()
+            .filter(|path| path.parent() == Some(dir));
+        Ok(within
+            .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
+            .collect())
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let mut volume = self.0.volume.lock();
         if volume.names.contains_key(path) {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{} exists", path.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!("{} exists", path.display()),
+            ));
         }
         if !path.parent().is_some_and(|dir| volume.dirs.contains(dir)) {
             return Err(not_found(path));
@@ -455,8 +503,13 @@ impl Disk for FaultyDisk {
             return Err(eio("power cut"));
         }
         let volume = &mut *volume;
-        let (synced, pending): (Vec<_>, Vec<_>) = volume.pending.drain(..).partition(|change| change.touches(dir));
-        synced.iter().for_each(|change| change.apply(&mut volume.durable_names));
+        let (synced, pending): (Vec<_>, Vec<_>) = volume
+            .pending
+            .drain(..)
+            .partition(|change| change.touches(dir));
+        synced
+            .iter()
+            .for_each(|change| change.apply(&mut volume.durable_names));
         volume.pending = pending;
         Ok(())
     }
@@ -478,7 +531,10 @@ impl FaultyFile {
 }
 
 fn content(volume: &mut Volume, inode: Inode) -> io::Result<&mut Content> {
-    volume.files.get_mut(&inode).ok_or_else(|| eio("the file is gone"))
+    volume
+        .files
+        .get_mut(&inode)
+        .ok_or_else(|| eio("the file is gone"))
 }
 
 impl File for FaultyFile {
@@ -501,18 +557,27 @@ impl File for FaultyFile {
             None => content(volume, self.inode)?.read(buf, offset),
             Some(Misread::Error) => Err(eio("read error")),
             Some(Misread::Stale(bytes)) => faulty_file::read(&bytes, buf, offset),
-            Some(Misread::Shifted(by)) => content(volume, self.inode)?.read(buf, offset.saturating_add_signed(by)),
+            Some(Misread::Shifted(by)) => {
+                content(volume, self.inode)?.read(buf, offset.saturating_add_signed(by))
+            }
         })
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.with(|volume| {
-            let (from, end) = (content(volume, self.inode)?.len(), offset as usize + bytes.len());
+            let (from, end) = (
+                content(volume, self.inode)?.len(),
+                offset as usize + bytes.len(),
+            );
             volume.grow(from, end)?;
             let cut = volume.call()?;
             volume.writes += 1;
             let fails = volume.fail_write_at == Some(volume.writes);
-            let part = if fails { &bytes[..bytes.len() / 2] } else { bytes };
+            let part = if fails {
+                &bytes[..bytes.len() / 2]
+            } else {
+                bytes
+            };
             content(volume, self.inode)?.write(part, offset as usize);
             match (cut, fails) {
                 (true, _) => Err(eio("power cut")),

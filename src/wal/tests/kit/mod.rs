@@ -18,18 +18,30 @@ pub fn pos(term: u64, index: u64) -> LogPos {
 
 /// An entry whose payload depends on its position and size alone.
 pub fn entry(term: u64, index: u64, bytes: usize) -> Entry {
-    let mut seed = term.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index.wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ bytes as u64;
+    let mut seed = term.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        ^ index.wrapping_mul(0xbf58_476d_1ce4_e5b9)
+        ^ bytes as u64;
     let payload: Vec<u8> = (0..bytes)
         .map(|_| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (seed >> 56) as u8
         })
         .collect();
-    Entry { pos: pos(term, index), payload: payload.into() }
+    Entry {
+        pos: pos(term, index),
+        payload: payload.into(),
+    }
 }
 
 pub fn options() -> Options {
-    Options { segment_bytes: 4096, cache_bytes: 300, prepare_ahead: false, ..Options::new(DIR) }
+    Options {
+        segment_bytes: 4096,
+        cache_bytes: 300,
+        prepare_ahead: false,
+        ..Options::new(DIR)
+    }
 }
 
 /// Calls and waits for the answer.
@@ -62,8 +74,16 @@ pub struct State {
 impl fmt::Debug for State {
     /// Positions only; payloads follow from them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let entries: Vec<_> = self.entries.iter().map(|entry| format!("{}+{}", entry.pos, entry.payload.len())).collect();
-        write!(f, "{{purged {:?}, vote {:?}, entries {entries:?}}}", self.purged, self.vote)
+        let entries: Vec<_> = self
+            .entries
+            .iter()
+            .map(|entry| format!("{}+{}", entry.pos, entry.payload.len()))
+            .collect();
+        write!(
+            f,
+            "{{purged {:?}, vote {:?}, entries {entries:?}}}",
+            self.purged, self.vote
+        )
     }
 }
 
@@ -77,7 +97,11 @@ impl State {
     }
 
     fn seen(wal: &Wal, found: &Recovered) -> Self {
-        let seen = Self { vote: wal.vote(), purged: wal.state().0, entries: all(wal) };
+        let seen = Self {
+            vote: wal.vote(),
+            purged: wal.state().0,
+            entries: all(wal),
+        };
         assert_eq!((seen.purged, seen.last()), (found.purged, found.last));
         assert_eq!(seen.vote, found.vote);
         assert_eq!(wal.committed(), found.committed);
@@ -87,7 +111,11 @@ impl State {
 
 #[derive(Clone, Debug)]
 pub enum Step {
-    Append { entries: u8, bytes: u16, new_term: bool },
+    Append {
+        entries: u8,
+        bytes: u16,
+        new_term: bool,
+    },
     Vote(u8),
     Commit(u8),
     Truncate(u8),
@@ -141,7 +169,10 @@ impl World {
     }
 
     fn options(&self) -> Options {
-        Options { prepare_ahead: self.prepare_ahead, ..options() }
+        Options {
+            prepare_ahead: self.prepare_ahead,
+            ..options()
+        }
     }
 
     /// Another world that goes on from the same disk.
@@ -167,7 +198,11 @@ impl World {
         let acked = self.acked.load(Ordering::SeqCst);
         let at = self.states[acked..].iter().position(|state| *state == seen);
         let Some(at) = at else {
-            panic!("found {seen:?}\nwhich is none of {:?}\nacknowledged: {:?}", &self.states[acked..], self.states[acked]);
+            panic!(
+                "found {seen:?}\nwhich is none of {:?}\nacknowledged: {:?}",
+                &self.states[acked..],
+                self.states[acked]
+            );
         };
         assert!(
             found.committed >= self.committed_floor[acked] && found.committed <= self.committed,
@@ -198,35 +233,53 @@ impl World {
         let (state, acked) = (self.states.len() - 1, self.acked.clone());
         Box::new(move |outcome| {
             if outcome.is_ok() {
-                assert!(acked.swap(state, Ordering::SeqCst) <= state, "answers out of order");
+                assert!(
+                    acked.swap(state, Ordering::SeqCst) <= state,
+                    "answers out of order"
+                );
             }
             let _ = tell.send(outcome);
         })
     }
 
     fn push(&mut self, state: State) {
-        let reached = self.committed.filter(|pos| state.last().is_some_and(|last| last.index >= pos.index));
-        self.committed_floor.push(reached.max(self.committed_floor.last().copied().flatten()));
+        let reached = self
+            .committed
+            .filter(|pos| state.last().is_some_and(|last| last.index >= pos.index));
+        self.committed_floor
+            .push(reached.max(self.committed_floor.last().copied().flatten()));
         self.states.push(state);
     }
 
     /// Waits for all answers; false if any was an error.
     pub fn wait(&mut self) -> bool {
-        let told: Vec<_> = self.waiting.drain(..).map(|told| told.recv().unwrap()).collect();
+        let told: Vec<_> = self
+            .waiting
+            .drain(..)
+            .map(|told| told.recv().unwrap())
+            .collect();
         told.iter().all(Result::is_ok)
     }
 
     /// An index in the log, by a fraction of 255.
     fn pick(&self, part: u8) -> Option<Entry> {
         let entries = &self.state().entries;
-        entries.get(entries.len() * usize::from(part) / 256).cloned()
+        entries
+            .get(entries.len() * usize::from(part) / 256)
+            .cloned()
     }
 
     /// Takes one step. Steps that go down come up again.
     pub fn step(&mut self, step: &Step) {
-        let Some(wal) = self.wal.clone() else { panic!("the log is not open") };
+        let Some(wal) = self.wal.clone() else {
+            panic!("the log is not open")
+        };
         match *step {
-            Step::Append { entries, bytes, new_term } => {
+            Step::Append {
+                entries,
+                bytes,
+                new_term,
+            } => {
                 self.term += u64::from(new_term);
                 let mut state = self.state().clone();
                 let entries: Vec<_> = (0..u64::from(entries))
@@ -239,24 +292,39 @@ impl World {
                 let done = self.done();
                 wal.append(entries, done);
                 if !self.faulted && !self.disk.is_off() {
-                    assert_eq!(wal.state().1, self.state().last(), "appended entries are seen at once");
+                    assert_eq!(
+                        wal.state().1,
+                        self.state().last(),
+                        "appended entries are seen at once"
+                    );
                 }
             }
             Step::Vote(vote) => {
                 let vote = Bytes::from(vec![vote; 1 + usize::from(vote) % 40]);
-                self.push(State { vote: Some(vote.clone()), ..self.state().clone() });
+                self.push(State {
+                    vote: Some(vote.clone()),
+                    ..self.state().clone()
+                });
                 let done = self.done();
                 wal.save_vote(vote, done);
             }
             Step::Commit(part) => {
-                if let Some(entry) = self.pick(part).filter(|e| self.committed.is_none_or(|c| c.index < e.pos.index)) {
+                if let Some(entry) = self
+                    .pick(part)
+                    .filter(|e| self.committed.is_none_or(|c| c.index < e.pos.index))
+                {
                     self.committed = Some(entry.pos);
                     wal.save_committed(entry.pos);
                 }
             }
             Step::Truncate(part) => {
-                let Some(Entry { pos, .. }) = self.pick(part) else { return };
-                if self.committed.is_some_and(|committed| pos.index < committed.index) {
+                let Some(Entry { pos, .. }) = self.pick(part) else {
+                    return;
+                };
+                if self
+                    .committed
+                    .is_some_and(|committed| pos.index < committed.index)
+                {
                     return;
                 }
                 if Some(pos) == self.state().last() {
@@ -270,7 +338,9 @@ impl World {
                 self.term += 1;
             }
             Step::Purge(part) => {
-                let Some(Entry { pos, .. }) = self.pick(part) else { return };
+                let Some(Entry { pos, .. }) = self.pick(part) else {
+                    return;
+                };
                 let mut state = self.state().clone();
                 state.purged = Some(pos);
                 state.entries.retain(|entry| entry.pos.index > pos.index);
@@ -280,13 +350,22 @@ impl World {
             }
             Step::Reset(ahead) => {
                 let upto = pos(self.term, self.state().next() + u64::from(ahead));
-                self.push(State { purged: Some(upto), entries: Vec::new(), vote: self.state().vote.clone() });
+                self.push(State {
+                    purged: Some(upto),
+                    entries: Vec::new(),
+                    vote: self.state().vote.clone(),
+                });
                 let done = self.done();
                 wal.reset(upto, done);
             }
             Step::Wait => {
                 if self.wait() && !self.faulted && !self.disk.is_off() {
-                    assert!(all(&wal) == self.state().entries, "{:?} is not what {:?} holds", all(&wal), self.state());
+                    assert!(
+                        all(&wal) == self.state().entries,
+                        "{:?} is not what {:?} holds",
+                        all(&wal),
+                        self.state()
+                    );
                 }
             }
             Step::Close => {
@@ -295,7 +374,10 @@ impl World {
                 if self.wait() && closed.is_ok() {
                     let saved = self.committed;
                     assert!(self.open().unwrap().clean_stop);
-                    assert_eq!(self.committed, saved, "closing saves the committed position");
+                    assert_eq!(
+                        self.committed, saved,
+                        "closing saves the committed position"
+                    );
                 } else {
                     self.open().unwrap();
                 }
