@@ -12,23 +12,14 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::faulty_file::{self, Choose, Content};
 use super::{Disk, File};
+use file::Content;
+use tear::Chooser;
 
-/// What becomes of unsynced sectors and names when the power goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tear {
-    /// Nothing unsynced survives.
-    Lose,
-    /// Everything does, in its last state.
-    Keep,
-    /// All but the first sector: later bytes without earlier ones.
-    LoseFirst,
-    /// All but the last sector.
-    LoseLast,
-    /// Each sector on its own, in any state it has had since the last sync; by this seed.
-    Mix(u64),
-}
+mod file;
+mod tear;
+
+pub use tear::Tear;
 
 /// Cheap to clone; clones are the same disk. [`fork`](Self::fork) makes another.
 #[derive(Clone, Debug, Default)]
@@ -157,13 +148,7 @@ impl FaultyDisk {
     pub fn power_loss(&self, tear: Tear) {
         let mut volume = self.0.volume.lock();
         let volume = &mut *volume;
-        let unsynced = volume.files.values_mut().map(count).sum();
-        let mut chooser = Chooser {
-            tear,
-            seed: if let Tear::Mix(seed) = tear { seed } else { 0 },
-            at: 0,
-            unsynced,
-        };
+        let mut chooser = Chooser::new(tear, volume.files.values());
         let kept = match tear {
             Tear::Lose => 0,
             Tear::Keep | Tear::LoseFirst | Tear::LoseLast => volume.pending.len(),
@@ -300,55 +285,6 @@ impl FaultyDisk {
             inode,
             life,
         })
-    }
-}
-
-/// Sectors and lengths that a power loss has to decide on.
-fn count(content: &mut Content) -> usize {
-    struct Counter(usize);
-    impl Choose for Counter {
-        fn choose(&mut self, unsynced: usize) -> Option<usize> {
-            self.0 += usize::from(unsynced > 0);
-            None
-        }
-    }
-    let mut counter = Counter(0);
-    content.clone().lose_power(&mut counter);
-    counter.0
-}
-
-struct Chooser {
-    tear: Tear,
-    seed: u64,
-    at: usize,
-    unsynced: usize,
-}
-
-impl Chooser {
-    /// splitmix64: small, and good enough to spread choices.
-    fn next(&mut self) -> u64 {
-        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.seed;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
-
-impl Choose for Chooser {
-    fn choose(&mut self, unsynced: usize) -> Option<usize> {
-        let last = unsynced.checked_sub(1)?;
-        self.at += 1;
-        match self.tear {
-            Tear::Lose => None,
-            Tear::Keep => Some(last),
-            Tear::LoseFirst => (self.at > 1).then_some(last),
-            Tear::LoseLast => (self.at < self.unsynced).then_some(last),
-            Tear::Mix(_) => {
-                let pick = (self.next() % (unsynced as u64 + 1)) as usize;
-                pick.checked_sub(1)
-            }
-        }
     }
 }
 
@@ -556,7 +492,7 @@ impl File for FaultyFile {
         self.with(|volume| match volume.misreads.get(&self.inode).cloned() {
             None => content(volume, self.inode)?.read(buf, offset),
             Some(Misread::Error) => Err(eio("read error")),
-            Some(Misread::Stale(bytes)) => faulty_file::read(&bytes, buf, offset),
+            Some(Misread::Stale(bytes)) => file::read(&bytes, buf, offset),
             Some(Misread::Shifted(by)) => {
                 content(volume, self.inode)?.read(buf, offset.saturating_add_signed(by))
             }

@@ -5,7 +5,7 @@ use std::io;
 
 pub(super) const SECTOR: usize = 512;
 
-/// Any of the states that a sector may be found in after power loss.
+/// Decides what survives a power loss.
 pub(super) trait Choose {
     /// Which of `unsynced` states, oldest first, has reached the platter; `None` if none has.
     fn choose(&mut self, unsynced: usize) -> Option<usize>;
