@@ -73,6 +73,7 @@ struct Place {
 
 const BATCH: u8 = 1;
 const ENTRY: u8 = 3;
+const OPEN: u8 = 9;
 
 /// Makes the record at `place` sound again after its bytes were changed.
 fn reseal(disk: &FaultyDisk, number: u64, place: Place) {
@@ -496,8 +497,16 @@ fn offline_log_check_finds_flipped_bit() {
 fn what_was_cut_never_comes_back() {
     let disk = FaultyDisk::new();
     let (wal, _) = open(&disk).unwrap();
-    wait(|done| wal.append(vec![entry(1, 0, 10)], done)).unwrap();
-    wait(|done| wal.append((1..6).map(|i| entry(1, i, 40)).collect(), done)).unwrap();
+    let empty = disk.contents(&segment(1)).unwrap();
+    // One batch of an empty vote and entries: behind it, the first entry lies where the cut mark will end.
+    disk.hold_syncs(true);
+    wal.append(vec![entry(1, 0, 10)], Box::new(|_| {}));
+    while disk.contents(&segment(1)).unwrap() == empty {
+        std::thread::yield_now();
+    }
+    wal.save_vote(Bytes::new(), Box::new(|_| {}));
+    wal.append((1..6).map(|i| entry(1, i, 40)).collect(), Box::new(|_| {}));
+    disk.hold_syncs(false);
     drop(wal);
     let whole = disk.contents(&segment(1)).unwrap();
     let batch = records(&disk, 1)
@@ -510,8 +519,18 @@ fn what_was_cut_never_comes_back() {
     assert_eq!(found.last, Some(pos(1, 0)));
     drop(wal);
     // The lost sectors turn up after all, behind the mark.
-    let mark = records(&disk, 1).last().unwrap().end;
+    let mark = batch.at + 40 + 16;
+    assert!(
+        records(&disk, 1)
+            .iter()
+            .any(|place| place.kind == OPEN && place.end == mark)
+    );
     disk.overwrite(&segment(1), mark, &whole[mark..]);
+    assert!(
+        records(&disk, 1)
+            .iter()
+            .any(|place| place.kind == ENTRY && place.at == mark)
+    );
     disk.power_loss(Tear::Lose);
     let (wal, found) = open(&disk).unwrap();
     assert_eq!(found.last, Some(pos(1, 0)));

@@ -290,6 +290,35 @@ fn what_gathers_during_a_sync_shares_the_next_one() {
     );
 }
 
+/// Between the writing of an entry and that of the one that replaced it, readers see the new one.
+#[test]
+fn an_entry_truncated_while_it_is_written_is_not_found_on_disk() {
+    let disk = FaultyDisk::new();
+    let options = Options {
+        cache_bytes: 0,
+        ..options()
+    };
+    let (wal, _) = Wal::open(options, Arc::new(disk.clone())).unwrap();
+    let (tell, told) = mpsc::channel();
+    let before = disk.contents(&segment(1)).unwrap();
+    disk.hold_syncs(true);
+    let reader = wal.clone();
+    wal.append(
+        (0..3).map(|i| entry(1, i, 20)).collect(),
+        Box::new(move |_| tell.send(reader.read(0..9, usize::MAX)).unwrap()),
+    );
+    until("the batch is written", || {
+        disk.contents(&segment(1)).unwrap() != before
+    });
+    wal.truncate_after(Some(0), Box::new(|_| {}));
+    wal.append((1..3).map(|i| entry(2, i, 30)).collect(), Box::new(|_| {}));
+    disk.hold_syncs(false);
+    let expect = [entry(1, 0, 20), entry(2, 1, 30), entry(2, 2, 30)];
+    assert_eq!(told.recv().unwrap().unwrap(), expect);
+    wait(|done| wal.append(vec![], done)).unwrap();
+    assert_eq!(all(&wal), expect);
+}
+
 #[test]
 fn every_batch_is_observed() {
     #[derive(Default)]
