@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kit::{DIR, all, entry, open, options, pos, segment, wait};
+use kit::{DIR, all, entry, open, options, pos, segment, until, wait};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use quorate_wal::check::check;
@@ -501,9 +501,9 @@ fn what_was_cut_never_comes_back() {
     // One batch of an empty vote and entries: behind it, the first entry lies where the cut mark will end.
     disk.hold_syncs(true);
     wal.append(vec![entry(1, 0, 10)], Box::new(|_| {}));
-    while disk.contents(&segment(1)).unwrap() == empty {
-        std::thread::yield_now();
-    }
+    until("the batch is written", || {
+        disk.contents(&segment(1)).unwrap() != empty
+    });
     wal.save_vote(Bytes::new(), Box::new(|_| {}));
     wal.append((1..6).map(|i| entry(1, i, 40)).collect(), Box::new(|_| {}));
     disk.hold_syncs(false);

@@ -5,25 +5,13 @@ mod kit;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use kit::{all, entry, open, options, pos, segment, wait};
+use kit::{all, entry, open, options, pos, segment, until, wait};
 use parking_lot::Mutex;
 use quorate_wal::disk::{FaultyDisk, Tear};
 use quorate_wal::{Error, Observer, Options, Wal};
-
-/// Waits until `what` holds; a condition, not a time.
-fn until(what: &str, holds: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(
-            start.elapsed() < Duration::from_secs(30),
-            "{what} never came true"
-        );
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 fn open_counting(disk: &FaultyDisk) -> (Wal, Arc<AtomicUsize>) {
     let fatal = Arc::new(AtomicUsize::new(0));

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quorate_wal::disk::{FaultyDisk, Tear};
@@ -49,6 +50,18 @@ pub fn wait(call: impl FnOnce(Done)) -> Result<(), Error> {
     let (tell, told) = mpsc::channel();
     call(Box::new(move |outcome| drop(tell.send(outcome))));
     told.recv().unwrap()
+}
+
+/// Waits until `what` holds; a condition, not a time.
+pub fn until(what: &str, holds: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "{what} never came true"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 pub fn open(disk: &FaultyDisk) -> Result<(Wal, Recovered), Error> {
