@@ -64,7 +64,7 @@ pub fn main() -> ExitCode {
         Err(error) => return Exit::refused(error).emit(),
     };
     notices.iter().for_each(|notice| telemetry.record(notice));
-    let ended = serve(&config);
+    let ended = serve(&config, &telemetry);
     match &ended {
         Ok(Ended::Signal(signal)) => info!(signal, "stopped"),
         Ok(Ended::Fatal(reason)) => fatal(&telemetry, "the node can't go on", reason),
@@ -95,34 +95,20 @@ enum Ended {
     Fatal(String),
 }
 
-fn serve(config: &Config) -> anyhow::Result<Ended> {
-    info!(
-        name = config.name,
-        etcd = quorate_api::version::ETCD_VERSION,
-        quorate = quorate_api::version::QUORATE_VERSION,
-        "data-dir" = %config.data_dir.display(),
-        "snapshot-count" = config.snapshot_count,
-        "snapshot-catchup-entries" = config.snapshot_catchup_entries,
-        "heartbeat-interval" = ?config.heartbeat_interval,
-        "election-timeout" = ?config.election_timeout,
-        "quota-backend-bytes" = config.quota_backend.map_or(-1, |quota| i64::try_from(quota.0).unwrap_or(i64::MAX)),
-        "max-request-bytes" = config.max_request.0,
-        "initial-cluster" = config.initial_cluster,
-        "initial-cluster-state" = ?config.initial_cluster_state,
-        "starting the node"
-    );
+fn serve(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("serve")
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let ended = start(config, &runtime);
+    let ended = start(config, telemetry, &runtime);
     // Blocking reads that are still running hold nothing that has to be closed.
     runtime.shutdown_timeout(Duration::from_millis(100));
     ended
 }
 
-fn start(config: &Config, runtime: &Runtime) -> anyhow::Result<Ended> {
+fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::Result<Ended> {
+    telemetry.record(&config.start_record(DataDir::is_initialized(&config.data_dir)));
     let _in_runtime = runtime.enter();
     let tls = load_tls(config)?;
     // Checked and bound first, so that a taken port or a bad certificate leaves no trace on disk.

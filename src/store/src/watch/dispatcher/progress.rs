@@ -55,12 +55,12 @@ impl Dispatcher {
         let Some(Some(stream)) = self.streams.get(stream as usize) else {
             return Verdict::Silent;
         };
-        let mut watchers = stream
-            .ids
-            .values()
-            .flatten()
-            .filter_map(|at| self.watchers.get(*at))
-            .peekable();
+        // A watcher that compaction ended keeps its id until the client cancels it, and until then etcd takes it for one
+        // that is behind.
+        if stream.ids.values().any(Option::is_none) {
+            return Verdict::Silent;
+        }
+        let mut watchers = stream.ids.values().flatten().filter_map(|at| self.watchers.get(*at)).peekable();
         if watchers.peek().is_none() {
             return Verdict::Silent;
         }
