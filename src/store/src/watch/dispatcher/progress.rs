@@ -60,7 +60,12 @@ impl Dispatcher {
         if stream.ids.values().any(Option::is_none) {
             return Verdict::Silent;
         }
-        let mut watchers = stream.ids.values().flatten().filter_map(|at| self.watchers.get(*at)).peekable();
+        let mut watchers = stream
+            .ids
+            .values()
+            .flatten()
+            .filter_map(|at| self.watchers.get(*at))
+            .peekable();
         if watchers.peek().is_none() {
             return Verdict::Silent;
         }
