@@ -232,8 +232,7 @@ impl Telemetry {
         self.shared
             .sinks
             .iter()
-            .map(|sink| sink.wait_drained(deadline))
-            .all(|drained| drained)
+            .all(|sink| sink.wait_drained(deadline))
     }
 
     pub fn losses(&self) -> Losses {

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 
 use self::compaction::{Progress, Walk};
 use self::step::Step;
-use crate::backend::{self, Applied, Change, SystemTable, SystemWrite};
+use crate::backend::{self, Applied, Change, Durable, SystemTable, SystemWrite};
 use crate::command::{Command, Outcome};
 use crate::error::Error;
 use crate::store::{EventSink, Received, Restored, Root, SLICE_KEYS, Shared};
@@ -112,6 +112,13 @@ impl Applier {
             writer.admits(&received)?;
         }
         writer.run(|writer| writer.install(received))
+    }
+
+    /// Ends in good order: what was applied is in the file. The file itself is let go of with the last [`crate::Store`].
+    pub fn close(self) -> Result<Durable, Error> {
+        let shared = self.writer.lock().shared.clone();
+        drop(self);
+        Ok(shared.backend.flush()?)
     }
 
     /// Without a compacting thread: removes a slice of what compaction took. False when there is nothing more to do

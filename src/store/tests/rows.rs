@@ -666,6 +666,7 @@ fn large_ranges_stand_still_while_the_store_moves() {
     store.on_compacted(store.compacted(), move |result| done.send(result).unwrap());
     waits.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
     let hash = store.hash_kv(0).unwrap();
+    drop(store);
     let node = node.crash();
     assert_eq!(node.store.hash_kv(0).unwrap().compacted, hash.compacted);
 }

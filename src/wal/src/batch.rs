@@ -34,14 +34,20 @@ impl BatchBuffer {
         if self.bytes.is_empty() {
             self.bytes.resize(BATCH, 0);
         }
-        let at = Place { offset: start.offset + self.bytes.len() as u64, ..start };
+        let at = Place {
+            offset: start.offset + self.bytes.len() as u64,
+            ..start
+        };
         record.encode(&mut self.bytes, at, session);
         self.records += 1;
         at.offset
     }
 
     pub(crate) fn mark(&self) -> Mark {
-        Mark { bytes: self.bytes.len(), records: self.records }
+        Mark {
+            bytes: self.bytes.len(),
+            records: self.records,
+        }
     }
 
     pub(crate) fn rewind(&mut self, mark: Mark) {
@@ -51,7 +57,11 @@ impl BatchBuffer {
 
     /// Fills in the header. What is returned is the whole batch, to be written at `start`.
     pub(crate) fn seal(&mut self, start: Place, session: u32, synced: Place) -> &[u8] {
-        let body = format::encode_batch(Batch { synced, bytes: self.bytes.len() as u32, records: self.records });
+        let body = format::encode_batch(Batch {
+            synced,
+            bytes: self.bytes.len() as u32,
+            records: self.records,
+        });
         let mut head = Vec::with_capacity(BATCH);
         format::encode_record(&mut head, start, Kind::Batch, session, &[&body]);
         self.bytes[..BATCH].copy_from_slice(&head);

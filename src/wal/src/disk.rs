@@ -13,8 +13,6 @@ use std::sync::Arc;
 pub mod conformance;
 #[cfg(any(test, feature = "testing"))]
 mod faulty;
-#[cfg(any(test, feature = "testing"))]
-mod faulty_file;
 mod real;
 
 #[cfg(any(test, feature = "testing"))]

@@ -17,13 +17,21 @@ pub enum Error {
          log does not guess: restore this member from its peers (remove it, wipe its data directory, add it again) or \
          from a backup"
     )]
-    Damage { segment: SegmentId, offset: u64, what: String },
+    Damage {
+        segment: SegmentId,
+        offset: u64,
+        what: String,
+    },
 
     #[error(
         "log segment {segment} has format version {found}, this program reads up to {supported}: start the newer \
          program that wrote it"
     )]
-    Version { segment: SegmentId, found: u32, supported: u32 },
+    Version {
+        segment: SegmentId,
+        found: u32,
+        supported: u32,
+    },
 
     #[error("{doing} {}", path.display())]
     Io {
@@ -53,7 +61,9 @@ pub enum Error {
     #[error("no disk space for another log segment")]
     NoSpace,
 
-    #[error("the log refuses writes after an earlier write or sync failed; restart to replay what is durable")]
+    #[error(
+        "the log refuses writes after an earlier write or sync failed; restart to replay what is durable"
+    )]
     Poisoned,
 
     #[error("the log is closed")]
@@ -65,25 +75,46 @@ pub enum Error {
 
     /// The caller's mistake: a committed entry never goes away.
     #[error("asked to truncate the log after {after:?}, below the committed entry {committed}")]
-    TruncatesCommitted { after: Option<u64>, committed: LogPos },
+    TruncatesCommitted {
+        after: Option<u64>,
+        committed: LogPos,
+    },
 
     #[error("{what} of {bytes} bytes is over the log's limit of {max}")]
-    TooLarge { what: &'static str, bytes: usize, max: usize },
+    TooLarge {
+        what: &'static str,
+        bytes: usize,
+        max: usize,
+    },
 
     /// An option that can't work; says which and what would.
     #[error("log option {option}: {problem}")]
-    Options { option: &'static str, problem: String },
+    Options {
+        option: &'static str,
+        problem: String,
+    },
 }
 
 impl Error {
     pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
-        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        if matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ) {
             return Self::NoSpace;
         }
-        Self::Io { doing, path: path.into(), source: Arc::new(source) }
+        Self::Io {
+            doing,
+            path: path.into(),
+            source: Arc::new(source),
+        }
     }
 
     pub(crate) fn damage(segment: SegmentId, offset: u64, what: impl Into<String>) -> Self {
-        Self::Damage { segment, offset, what: what.into() }
+        Self::Damage {
+            segment,
+            offset,
+            what: what.into(),
+        }
     }
 }

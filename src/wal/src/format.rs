@@ -79,7 +79,9 @@ fn checksum(at: Place, parts: &[&[u8]]) -> u32 {
     let mut seed = [0; 16];
     seed[..8].copy_from_slice(&at.segment.0.to_le_bytes());
     seed[8..].copy_from_slice(&at.offset.to_le_bytes());
-    parts.iter().fold(crc32c::crc32c(&seed), |crc, part| crc32c::crc32c_append(crc, part))
+    parts.iter().fold(crc32c::crc32c(&seed), |crc, part| {
+        crc32c::crc32c_append(crc, part)
+    })
 }
 
 pub(crate) fn get_u32(bytes: &[u8], at: usize) -> u32 {
@@ -114,7 +116,11 @@ pub(crate) fn encode_header(segment: SegmentId, bytes: u64) -> [u8; HEADER] {
 }
 
 /// The header of the file named `segment` that is `bytes` long.
-pub(crate) fn check_header(header: &[u8; HEADER], segment: SegmentId, bytes: u64) -> Result<(), HeaderFault> {
+pub(crate) fn check_header(
+    header: &[u8; HEADER],
+    segment: SegmentId,
+    bytes: u64,
+) -> Result<(), HeaderFault> {
     if header[..8] != MAGIC {
         return Err(HeaderFault::Magic);
     }
@@ -150,7 +156,12 @@ pub(crate) struct Head {
 
 impl Head {
     pub(crate) fn parse(bytes: &[u8]) -> Self {
-        Self { crc: get_u32(bytes, 0), len: get_u32(bytes, 4) as usize, kind: bytes[8], session: get_u32(bytes, 12) }
+        Self {
+            crc: get_u32(bytes, 0),
+            len: get_u32(bytes, 4) as usize,
+            kind: bytes[8],
+            session: get_u32(bytes, 12),
+        }
     }
 
     pub(crate) fn is_blank(&self) -> bool {
@@ -164,8 +175,18 @@ pub(crate) fn is_sound(record: &[u8], at: Place) -> bool {
 }
 
 /// Appends a record to `out`; `parts` together are its body.
-pub(crate) fn encode_record(out: &mut Vec<u8>, at: Place, kind: Kind, session: u32, parts: &[&[u8]]) {
-    debug_assert!(at.offset.is_multiple_of(8), "records start at multiples of 8, not {}", at.offset);
+pub(crate) fn encode_record(
+    out: &mut Vec<u8>,
+    at: Place,
+    kind: Kind,
+    session: u32,
+    parts: &[&[u8]],
+) {
+    debug_assert!(
+        at.offset.is_multiple_of(8),
+        "records start at multiples of 8, not {}",
+        at.offset
+    );
     let start = out.len();
     let body: usize = parts.iter().map(|part| part.len()).sum();
     out.extend_from_slice(&[0; RECORD]);
@@ -185,13 +206,22 @@ pub(crate) fn encode_record(out: &mut Vec<u8>, at: Place, kind: Kind, session: u
 pub(crate) enum Record<'a> {
     Batch(Batch),
     State(State<'a>),
-    Entry { pos: LogPos, payload: &'a [u8] },
+    Entry {
+        pos: LogPos,
+        payload: &'a [u8],
+    },
     Vote(&'a [u8]),
     Committed(LogPos),
     /// The log ends here now; nothing is left of it after the purge point if `None`.
     Truncate(Option<LogPos>),
-    Purge { upto: LogPos, oldest: SegmentId },
-    Reset { upto: LogPos, oldest: SegmentId },
+    Purge {
+        upto: LogPos,
+        oldest: SegmentId,
+    },
+    Reset {
+        upto: LogPos,
+        oldest: SegmentId,
+    },
     Open,
     End,
 }
@@ -226,7 +256,10 @@ fn pos_bytes(pos: LogPos) -> [u8; 16] {
 }
 
 fn get_pos(bytes: &[u8], at: usize) -> LogPos {
-    LogPos { term: get_u64(bytes, at), index: get_u64(bytes, at + 8) }
+    LogPos {
+        term: get_u64(bytes, at),
+        index: get_u64(bytes, at + 8),
+    }
 }
 
 pub(crate) fn encode_batch(batch: Batch) -> [u8; BATCH_BODY] {
@@ -277,14 +310,23 @@ impl Record<'_> {
             Self::Committed(pos) => put(&[&pos_bytes(*pos)]),
             Self::Truncate(last) => {
                 let flag = u64::from(last.is_some()).to_le_bytes();
-                put(&[&flag, &pos_bytes(last.unwrap_or(LogPos { term: 0, index: 0 }))]);
+                put(&[
+                    &flag,
+                    &pos_bytes(last.unwrap_or(LogPos { term: 0, index: 0 })),
+                ]);
             }
             Self::Purge { upto, oldest } | Self::Reset { upto, oldest } => {
                 put(&[&oldest.0.to_le_bytes(), &pos_bytes(*upto)]);
             }
             Self::Open | Self::End => put(&[]),
             Self::State(state) => {
-                let State { vote, committed, purged, last, oldest } = state;
+                let State {
+                    vote,
+                    committed,
+                    purged,
+                    last,
+                    oldest,
+                } = state;
                 let mut fixed = [0; STATE_BODY];
                 let mut flags = 0u64;
                 for (bit, pos) in [(1, committed), (2, purged), (4, last)] {
@@ -310,23 +352,34 @@ pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Record<'_>, String> {
     };
     let exactly = |bytes: usize| match body.len() == bytes {
         true => Ok(()),
-        false => Err(format!("{known:?} record of {} bytes instead of {bytes}", body.len())),
+        false => Err(format!(
+            "{known:?} record of {} bytes instead of {bytes}",
+            body.len()
+        )),
     };
     Ok(match known {
         Kind::Batch => {
             exactly(BATCH_BODY)?;
             Record::Batch(Batch {
-                synced: Place { segment: SegmentId(get_u64(body, 0)), offset: get_u64(body, 8) },
+                synced: Place {
+                    segment: SegmentId(get_u64(body, 0)),
+                    offset: get_u64(body, 8),
+                },
                 bytes: get_u32(body, 16),
                 records: get_u32(body, 20),
             })
         }
         Kind::State => {
             if body.len() < STATE_BODY {
-                return Err(format!("State record of {} bytes, less than {STATE_BODY}", body.len()));
+                return Err(format!(
+                    "State record of {} bytes, less than {STATE_BODY}",
+                    body.len()
+                ));
             }
             let flags = get_u64(body, 8);
-            let pos = |bit: u64| (flags & bit != 0).then(|| get_pos(body, 16 * bit.trailing_zeros() as usize + 16));
+            let pos = |bit: u64| {
+                (flags & bit != 0).then(|| get_pos(body, 16 * bit.trailing_zeros() as usize + 16))
+            };
             Record::State(State {
                 vote: (flags & 8 != 0).then(|| &body[STATE_BODY..]),
                 committed: pos(1),
@@ -337,9 +390,15 @@ pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Record<'_>, String> {
         }
         Kind::Entry => {
             if body.len() < ENTRY_BODY {
-                return Err(format!("Entry record of {} bytes, less than {ENTRY_BODY}", body.len()));
+                return Err(format!(
+                    "Entry record of {} bytes, less than {ENTRY_BODY}",
+                    body.len()
+                ));
             }
-            Record::Entry { pos: get_pos(body, 0), payload: &body[ENTRY_BODY..] }
+            Record::Entry {
+                pos: get_pos(body, 0),
+                payload: &body[ENTRY_BODY..],
+            }
         }
         Kind::Vote => Record::Vote(body),
         Kind::Committed => {
@@ -352,11 +411,17 @@ pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Record<'_>, String> {
         }
         Kind::Purge => {
             exactly(24)?;
-            Record::Purge { upto: get_pos(body, 8), oldest: SegmentId(get_u64(body, 0)) }
+            Record::Purge {
+                upto: get_pos(body, 8),
+                oldest: SegmentId(get_u64(body, 0)),
+            }
         }
         Kind::Reset => {
             exactly(24)?;
-            Record::Reset { upto: get_pos(body, 8), oldest: SegmentId(get_u64(body, 0)) }
+            Record::Reset {
+                upto: get_pos(body, 8),
+                oldest: SegmentId(get_u64(body, 0)),
+            }
         }
         Kind::Open => {
             exactly(0)?;

@@ -28,15 +28,26 @@ pub(crate) struct Slot {
 impl Slot {
     pub(crate) fn new(term: u64, len: usize, place: Place) -> Self {
         // Segments are smaller than 4 GiB, so neither is cut short.
-        Self { term, segment: place.segment, offset: place.offset as u32, len: len as u32 }
+        Self {
+            term,
+            segment: place.segment,
+            offset: place.offset as u32,
+            len: len as u32,
+        }
     }
 
     pub(crate) fn place(&self) -> Place {
-        Place { segment: self.segment, offset: u64::from(self.offset) }
+        Place {
+            segment: self.segment,
+            offset: u64::from(self.offset),
+        }
     }
 }
 
-const NOWHERE: Place = Place { segment: SegmentId(0), offset: 0 };
+const NOWHERE: Place = Place {
+    segment: SegmentId(0),
+    offset: 0,
+};
 
 #[derive(Debug, Default)]
 pub(crate) struct Log {
@@ -62,13 +73,22 @@ pub(crate) enum Found {
 impl Log {
     #[cfg(test)]
     pub(crate) fn new(cache_bytes_max: usize) -> Self {
-        Self { cache_bytes_max, ..Self::default() }
+        Self {
+            cache_bytes_max,
+            ..Self::default()
+        }
     }
 
     /// A log whose entries up to `last` are somewhere else, or gone: what a segment's state record tells.
     pub(crate) fn after(purged: Option<LogPos>, last: Option<LogPos>) -> Self {
         let first = last.map_or(0, |last| last.index + 1);
-        Self { purged, base: last, first, unwritten: first, ..Self::default() }
+        Self {
+            purged,
+            base: last,
+            first,
+            unwritten: first,
+            ..Self::default()
+        }
     }
 
     pub(crate) fn set_cache(&mut self, cache_bytes_max: usize) {
@@ -82,7 +102,10 @@ impl Log {
     /// The last entry, or the purge point.
     pub(crate) fn last(&self) -> Option<LogPos> {
         match self.slots.back() {
-            Some(slot) => Some(LogPos { term: slot.term, index: self.next() - 1 }),
+            Some(slot) => Some(LogPos {
+                term: slot.term,
+                index: self.next() - 1,
+            }),
             None => self.base,
         }
     }
@@ -107,18 +130,28 @@ impl Log {
     }
 
     pub(crate) fn term_at(&self, index: u64) -> Option<u64> {
-        if let Some(slot) = index.checked_sub(self.first).and_then(|at| self.slots.get(usize::try_from(at).ok()?)) {
+        if let Some(slot) = index
+            .checked_sub(self.first)
+            .and_then(|at| self.slots.get(usize::try_from(at).ok()?))
+        {
             return Some(slot.term);
         }
-        self.base.filter(|base| base.index == index).map(|base| base.term)
+        self.base
+            .filter(|base| base.index == index)
+            .map(|base| base.term)
     }
 
     pub(crate) fn follows(last: Option<LogPos>, pos: LogPos) -> bool {
-        pos.index < u64::MAX && last.is_none_or(|last| pos.index == last.index + 1 && pos.term >= last.term)
+        pos.index < u64::MAX
+            && last.is_none_or(|last| pos.index == last.index + 1 && pos.term >= last.term)
     }
 
     fn push_slot(&mut self, pos: LogPos, slot: Slot) {
-        debug_assert!(Self::follows(self.last(), pos), "{pos} does not follow {:?}", self.last());
+        debug_assert!(
+            Self::follows(self.last(), pos),
+            "{pos} does not follow {:?}",
+            self.last()
+        );
         if self.slots.is_empty() && self.base.is_none() {
             self.first = pos.index;
             self.unwritten = pos.index;
@@ -134,7 +167,10 @@ impl Log {
 
     /// Adds an entry that is yet to be written. The caller has checked that it [`follows`](Self::follows).
     pub(crate) fn push(&mut self, entry: Entry) {
-        self.push_slot(entry.pos, Slot::new(entry.pos.term, entry.payload.len(), NOWHERE));
+        self.push_slot(
+            entry.pos,
+            Slot::new(entry.pos.term, entry.payload.len(), NOWHERE),
+        );
         self.cache_bytes += entry.payload.len();
         self.cache.push_back(entry.payload);
         self.evict();
@@ -142,7 +178,9 @@ impl Log {
 
     /// Tells where an entry was written. Indexes come in order; one that has gone since is passed over.
     pub(crate) fn locate(&mut self, index: u64, place: Place) {
-        let Some(at) = index.checked_sub(self.first) else { return };
+        let Some(at) = index.checked_sub(self.first) else {
+            return;
+        };
         if let Some(slot) = self.slots.get_mut(at as usize) {
             slot.segment = place.segment;
             slot.offset = place.offset as u32;
@@ -185,7 +223,10 @@ impl Log {
     pub(crate) fn truncate_below(&mut self, last: LogPos) {
         self.truncate(Some(last.index));
         if self.slots.is_empty() {
-            *self = Self { cache_bytes_max: self.cache_bytes_max, ..Self::after(self.purged, Some(last)) };
+            *self = Self {
+                cache_bytes_max: self.cache_bytes_max,
+                ..Self::after(self.purged, Some(last))
+            };
         }
     }
 
@@ -216,17 +257,31 @@ impl Log {
 
     /// Empties the log; the next entry is the one after `upto`.
     pub(crate) fn reset(&mut self, upto: LogPos) {
-        *self = Self { cache_bytes_max: self.cache_bytes_max, ..Self::after(Some(upto), Some(upto)) };
+        *self = Self {
+            cache_bytes_max: self.cache_bytes_max,
+            ..Self::after(Some(upto), Some(upto))
+        };
     }
 
     pub(crate) fn find(&self, index: u64) -> Option<Found> {
         let at = usize::try_from(index.checked_sub(self.first)?).ok()?;
         let slot = self.slots.get(at)?;
-        let pos = LogPos { term: slot.term, index };
-        Some(match index.checked_sub(self.cached_from()).and_then(|at| self.cache.get(at as usize)) {
-            Some(payload) => Found::Recent(Entry { pos, payload: payload.clone() }),
-            None => Found::OnDisk(index, *slot),
-        })
+        let pos = LogPos {
+            term: slot.term,
+            index,
+        };
+        Some(
+            match index
+                .checked_sub(self.cached_from())
+                .and_then(|at| self.cache.get(at as usize))
+            {
+                Some(payload) => Found::Recent(Entry {
+                    pos,
+                    payload: payload.clone(),
+                }),
+                None => Found::OnDisk(index, *slot),
+            },
+        )
     }
 
     /// Payload bytes of the entry.
@@ -241,11 +296,17 @@ mod tests {
     use super::*;
 
     fn entry(term: u64, index: u64, bytes: usize) -> Entry {
-        Entry { pos: LogPos { term, index }, payload: vec![index as u8; bytes].into() }
+        Entry {
+            pos: LogPos { term, index },
+            payload: vec![index as u8; bytes].into(),
+        }
     }
 
     fn place(offset: u64) -> Place {
-        Place { segment: SegmentId(1), offset }
+        Place {
+            segment: SegmentId(1),
+            offset,
+        }
     }
 
     fn recent(log: &Log, index: u64) -> bool {
@@ -307,7 +368,10 @@ mod tests {
         let mut log = Log::new(1000);
         (7..9).for_each(|i| log.push(entry(1, i, 10)));
         log.truncate(None);
-        assert!(Log::follows(log.last(), LogPos { term: 0, index: 0 }), "a log without history starts anywhere");
+        assert!(
+            Log::follows(log.last(), LogPos { term: 0, index: 0 }),
+            "a log without history starts anywhere"
+        );
     }
 
     #[test]

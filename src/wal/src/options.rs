@@ -61,7 +61,10 @@ impl Options {
         if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes) {
             return Err(Error::Options {
                 option: "segment_bytes",
-                problem: format!("{} is not within {SEGMENT_BYTES_MIN} and {SEGMENT_BYTES_MAX}", self.segment_bytes),
+                problem: format!(
+                    "{} is not within {SEGMENT_BYTES_MIN} and {SEGMENT_BYTES_MAX}",
+                    self.segment_bytes
+                ),
             });
         }
         Ok(())

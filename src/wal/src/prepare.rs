@@ -103,17 +103,26 @@ impl Preparer {
 
     /// Bytes of the segment that is ready, if one is.
     pub(crate) fn ready_bytes(&self) -> u64 {
-        self.state.lock().ready.as_ref().map_or(0, |ready| ready.bytes)
+        self.state
+            .lock()
+            .ready
+            .as_ref()
+            .map_or(0, |ready| ready.bytes)
     }
 
     /// Size for the segment after one of `before` bytes.
     pub(crate) fn bytes_after(&self, before: Option<u64>) -> u64 {
-        before.map_or(FIRST_BYTES, |before| before.saturating_mul(2)).min(self.segment_bytes)
+        before
+            .map_or(FIRST_BYTES, |before| before.saturating_mul(2))
+            .min(self.segment_bytes)
     }
 
     /// The first segment of a new log, made on the spot.
     pub(crate) fn make_first(&self) -> Result<Fresh, Error> {
-        self.make(Want { id: SegmentId::FIRST, bytes: self.bytes_after(None) })
+        self.make(Want {
+            id: SegmentId::FIRST,
+            bytes: self.bytes_after(None),
+        })
     }
 
     /// Asks for a segment ahead of need.
@@ -130,7 +139,12 @@ impl Preparer {
         let mut state = self.state.lock();
         let fits = |ready: &Fresh| ready.id == id && ready.bytes >= bytes;
         if state.ready.as_ref().is_none_or(|ready| !fits(ready)) {
-            let bytes = bytes.max(state.want.filter(|want| want.id == id).map_or(0, |want| want.bytes));
+            let bytes = bytes.max(
+                state
+                    .want
+                    .filter(|want| want.id == id)
+                    .map_or(0, |want| want.bytes),
+            );
             state.want = Some(Want { id, bytes });
             state.failed = None; // an older answer does not count
             self.changed.notify_all();
@@ -171,7 +185,10 @@ impl Preparer {
     pub(crate) fn run(&self) {
         loop {
             let mut state = self.state.lock();
-            while !state.stop && state.freed.is_empty() && (state.want.is_none() || state.failed.is_some()) {
+            while !state.stop
+                && state.freed.is_empty()
+                && (state.want.is_none() || state.failed.is_some())
+            {
                 if state.failed.is_none() {
                     self.changed.wait(&mut state);
                 } else if self.changed.wait_for(&mut state, RETRY).timed_out() {
@@ -203,7 +220,9 @@ impl Preparer {
             }
             self.changed.notify_all();
         }
-        let Some(want) = self.state.lock().want else { return };
+        let Some(want) = self.state.lock().want else {
+            return;
+        };
         let outcome = self.make(want);
         let mut state = self.state.lock();
         match outcome {
@@ -228,18 +247,24 @@ impl Preparer {
 
     /// Renames or deletes purged segments.
     fn retire(&self, freed: &[Spare]) -> Result<Vec<Spare>, Error> {
-        let mut free_places = self.spares_max.saturating_sub(self.state.lock().spares.len());
+        let mut free_places = self
+            .spares_max
+            .saturating_sub(self.state.lock().spares.len());
         let mut spares = Vec::new();
         // From the oldest on, so that a crash leaves no gap between those that keep their names.
         for spare in freed {
             let path = self.dir.join(spare.id.file_name());
             if free_places > 0 && spare.bytes >= self.segment_bytes {
                 let to = self.dir.join(segment::spare_name(spare.id));
-                self.disk.rename(&path, &to).map_err(|e| Error::io("retire log segment", path, e))?;
+                self.disk
+                    .rename(&path, &to)
+                    .map_err(|e| Error::io("retire log segment", path, e))?;
                 spares.push(*spare);
                 free_places -= 1;
             } else {
-                self.disk.remove(&path).map_err(|e| Error::io("remove purged log segment", path, e))?;
+                self.disk
+                    .remove(&path)
+                    .map_err(|e| Error::io("remove purged log segment", path, e))?;
             }
         }
         self.sync_dir()?;
@@ -252,18 +277,26 @@ impl Preparer {
         let stale = self.state.lock().ready.take();
         if let Some(stale) = stale {
             let path = self.dir.join(stale.id.file_name());
-            self.disk.remove(&path).map_err(|e| Error::io("remove unused log segment", path, e))?;
+            self.disk
+                .remove(&path)
+                .map_err(|e| Error::io("remove unused log segment", path, e))?;
             self.sync_dir()?;
         }
         let spare = {
             let mut state = self.state.lock();
-            let found = state.spares.iter().position(|spare| spare.bytes >= want.bytes);
+            let found = state
+                .spares
+                .iter()
+                .position(|spare| spare.bytes >= want.bytes);
             found.map(|at| state.spares.swap_remove(at))
         };
         let (from, bytes, file) = match spare {
             Some(spare) => {
                 let from = self.dir.join(segment::spare_name(spare.id));
-                let file = self.disk.open(&from).map_err(|e| Error::io("open spare log segment", &from, e))?;
+                let file = self
+                    .disk
+                    .open(&from)
+                    .map_err(|e| Error::io("open spare log segment", &from, e))?;
                 (from, spare.bytes, file)
             }
             None => {
@@ -285,7 +318,11 @@ impl Preparer {
         })();
         prepared.map_err(|e| Error::io("prepare log segment", &from, e))?;
         self.sync_dir()?;
-        Ok(Fresh { id: want.id, bytes, file })
+        Ok(Fresh {
+            id: want.id,
+            bytes,
+            file,
+        })
     }
 
     fn fill(&self, path: &PathBuf, bytes: u64) -> Result<Arc<dyn File>, Error> {
@@ -312,6 +349,8 @@ impl Preparer {
     }
 
     fn sync_dir(&self) -> Result<(), Error> {
-        self.disk.sync_dir(&self.dir).map_err(|e| Error::io("sync log directory", &self.dir, e))
+        self.disk
+            .sync_dir(&self.dir)
+            .map_err(|e| Error::io("sync log directory", &self.dir, e))
     }
 }

@@ -48,10 +48,13 @@ pub(crate) fn read(wanted: &[Wanted], out: &mut Vec<Entry>) -> Result<(), Error>
             count += 1;
         }
         let mut bytes = vec![0; (run.end - run.start) as usize];
-        first
-            .file
-            .read_at(&mut bytes, run.start)
-            .map_err(|e| Error::io("read log segment", segment::SegmentId::file_name(segment), e))?;
+        first.file.read_at(&mut bytes, run.start).map_err(|e| {
+            Error::io(
+                "read log segment",
+                segment::SegmentId::file_name(segment),
+                e,
+            )
+        })?;
         let bytes = Bytes::from(bytes);
         for wanted in &left[..count] {
             out.push(check(wanted, &bytes, wanted.extent().start - run.start)?);
@@ -64,20 +67,32 @@ pub(crate) fn read(wanted: &[Wanted], out: &mut Vec<Entry>) -> Result<(), Error>
 fn check(wanted: &Wanted, run: &Bytes, at: u64) -> Result<Entry, Error> {
     let at = at as usize;
     let place: Place = wanted.slot.place();
-    let pos = LogPos { term: wanted.slot.term, index: wanted.index };
-    let damage = |what: String| Error::damage(place.segment, place.offset, format!("entry {pos}: {what}"));
+    let pos = LogPos {
+        term: wanted.slot.term,
+        index: wanted.index,
+    };
+    let damage =
+        |what: String| Error::damage(place.segment, place.offset, format!("entry {pos}: {what}"));
     let head = Head::parse(&run[at..at + RECORD]);
     let body = at + RECORD..at + RECORD + ENTRY_BODY + wanted.slot.len as usize;
     if head.len != body.len() {
-        return Err(damage(format!("read back with a length of {} instead of {}", head.len, body.len())));
+        return Err(damage(format!(
+            "read back with a length of {} instead of {}",
+            head.len,
+            body.len()
+        )));
     }
     if !is_sound(&run[at..body.end], place) {
         return Err(damage("read back with a wrong checksum".into()));
     }
     match decode(head.kind, &run[body.clone()]).map_err(damage)? {
-        Record::Entry { pos: found, .. } if found == pos => {
-            Ok(Entry { pos, payload: run.slice(body.start + ENTRY_BODY..body.end) })
-        }
-        other => Err(damage(format!("its place holds {:?} instead", other.kind()))),
+        Record::Entry { pos: found, .. } if found == pos => Ok(Entry {
+            pos,
+            payload: run.slice(body.start + ENTRY_BODY..body.end),
+        }),
+        other => Err(damage(format!(
+            "its place holds {:?} instead",
+            other.kind()
+        ))),
     }
 }

@@ -52,9 +52,14 @@ pub(crate) fn spare_name(id: SegmentId) -> String {
 
 pub(crate) fn parse(name: &str) -> Name {
     let number = |stem: &str| {
-        let plain = stem.len() == 16 && stem.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let plain =
+            stem.len() == 16 && stem.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         // The last number is left out, so that the next one always exists.
-        plain.then(|| u64::from_str_radix(stem, 16).ok()).flatten().filter(|n| (1..u64::MAX).contains(n)).map(SegmentId)
+        plain
+            .then(|| u64::from_str_radix(stem, 16).ok())
+            .flatten()
+            .filter(|n| (1..u64::MAX).contains(n))
+            .map(SegmentId)
     };
     if name == UNFINISHED {
         Name::Unfinished
@@ -81,7 +86,16 @@ mod tests {
 
     #[test]
     fn other_peoples_files_are_left_alone() {
-        for name in ["", ".wal", "1.wal", "000000000000001F.wal", "0000000000000000.wal", "ffffffffffffffff.wal", "+00000000000001f.wal", "é.wal"] {
+        for name in [
+            "",
+            ".wal",
+            "1.wal",
+            "000000000000001F.wal",
+            "0000000000000000.wal",
+            "ffffffffffffffff.wal",
+            "+00000000000001f.wal",
+            "é.wal",
+        ] {
             assert_eq!(parse(name), Name::Foreign, "{name}");
         }
     }

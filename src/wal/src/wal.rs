@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
+use crate::Error;
 use crate::disk::{Disk, File};
 use crate::entry::{Done, Entry, LogPos};
 use crate::format::{PAYLOAD_MAX, VOTE_MAX};
@@ -20,7 +21,6 @@ use crate::recover;
 use crate::scan;
 use crate::segment::{Place, SegmentId};
 use crate::writer::{Op, What, Writer};
-use crate::Error;
 
 /// A batch is closed at this size, to keep its buffer and the wait for its first caller bounded.
 const BATCH_BYTES: usize = 4 << 20;
@@ -88,7 +88,11 @@ impl Wal {
         };
         let mut log = std::mem::take(&mut scan.log);
         log.set_cache(options.cache_bytes);
-        let files = scan.live.iter().map(|live| (live.segment.id, live.segment.file.clone())).collect();
+        let files = scan
+            .live
+            .iter()
+            .map(|live| (live.segment.id, live.segment.file.clone()))
+            .collect();
         let shared = Arc::new(Shared {
             core: Mutex::new(Core {
                 vote: scan.vote.clone(),
@@ -116,7 +120,9 @@ impl Wal {
             threads.push(spawn("wal-prepare", Box::new(move || preparer.run()))?);
         }
         let mut writer = Writer::new(shared.clone(), options.clone(), scan, &recovered);
-        let started = writer.open().and_then(|()| spawn("wal", Box::new(move || writer.run())));
+        let started = writer
+            .open()
+            .and_then(|()| spawn("wal", Box::new(move || writer.run())));
         match started {
             Ok(writer) => threads.push(writer),
             Err(error) => {
@@ -125,7 +131,13 @@ impl Wal {
                 return Err(error);
             }
         }
-        Ok((Self(Arc::new(Handle { shared, threads: Mutex::new(threads) })), recovered))
+        Ok((
+            Self(Arc::new(Handle {
+                shared,
+                threads: Mutex::new(threads),
+            })),
+            recovered,
+        ))
     }
 
     /// Adds entries at the end. They can be read when this returns, and are durable when `done` hears `Ok`.
@@ -137,14 +149,24 @@ impl Wal {
             let mut last = core.log.last();
             for entry in &entries {
                 if !Log::follows(last, entry.pos) {
-                    return Err(Error::NotNext { last, got: entry.pos });
+                    return Err(Error::NotNext {
+                        last,
+                        got: entry.pos,
+                    });
                 }
                 if entry.payload.len() > PAYLOAD_MAX {
-                    return Err(Error::TooLarge { what: "entry", bytes: entry.payload.len(), max: PAYLOAD_MAX });
+                    return Err(Error::TooLarge {
+                        what: "entry",
+                        bytes: entry.payload.len(),
+                        max: PAYLOAD_MAX,
+                    });
                 }
                 last = Some(entry.pos);
             }
-            entries.iter().cloned().for_each(|entry| core.log.push(entry));
+            entries
+                .iter()
+                .cloned()
+                .for_each(|entry| core.log.push(entry));
             Ok(What::Append(entries))
         });
     }
@@ -152,7 +174,11 @@ impl Wal {
     pub fn save_vote(&self, vote: Bytes, done: Done) {
         self.submit(done, |core| {
             if vote.len() > VOTE_MAX {
-                return Err(Error::TooLarge { what: "vote", bytes: vote.len(), max: VOTE_MAX });
+                return Err(Error::TooLarge {
+                    what: "vote",
+                    bytes: vote.len(),
+                    max: VOTE_MAX,
+                });
             }
             core.vote = Some(vote.clone());
             Ok(What::Vote(vote))
@@ -165,7 +191,10 @@ impl Wal {
     /// A position beyond the end of the log is kept in memory until the log reaches it.
     pub fn save_committed(&self, pos: LogPos) {
         let mut core = self.0.shared.core.lock();
-        if core.committed.is_none_or(|committed| committed.index < pos.index) {
+        if core
+            .committed
+            .is_none_or(|committed| committed.index < pos.index)
+        {
             core.committed = Some(pos);
             core.unsaved = Some(pos);
         }
@@ -176,13 +205,20 @@ impl Wal {
         self.submit(done, |core| {
             let purged = core.log.purged().map(|purged| purged.index);
             let floor = after.max(purged);
-            let reached = core.committed.filter(|pos| core.log.last().is_some_and(|last| last.index >= pos.index));
+            let reached = core
+                .committed
+                .filter(|pos| core.log.last().is_some_and(|last| last.index >= pos.index));
             if let Some(committed) = reached.filter(|pos| floor < Some(pos.index)) {
                 return Err(Error::TruncatesCommitted { after, committed });
             }
             core.log.truncate(after);
-            core.publish_below = core.publish_below.min(after.map_or(0, |after| after.saturating_add(1)));
-            Ok(What::Truncate { after: floor, last: core.log.last() })
+            core.publish_below = core
+                .publish_below
+                .min(after.map_or(0, |after| after.saturating_add(1)));
+            Ok(What::Truncate {
+                after: floor,
+                last: core.log.last(),
+            })
         });
     }
 
@@ -217,7 +253,11 @@ impl Wal {
             drop(core);
             return done(Err(Error::Closed));
         }
-        let accepted = if core.poisoned { Err(Error::Poisoned) } else { accept(&mut core) };
+        let accepted = if core.poisoned {
+            Err(Error::Poisoned)
+        } else {
+            accept(&mut core)
+        };
         let what = accepted.unwrap_or_else(|refused| What::Answer(Err(refused)));
         let idle = core.queue.is_empty();
         core.queue.push_back(Op { what, done });
@@ -241,8 +281,14 @@ impl Wal {
             if wanted[0].index >= first {
                 return Err(error);
             }
-            let (Some(last), again) = (wanted.last().map(|w| w.index.max(first)), first) else { return Ok(recent) };
-            return if again > last { Ok(recent) } else { self.read(again..last + 1, max_bytes) };
+            let (Some(last), again) = (wanted.last().map(|w| w.index.max(first)), first) else {
+                return Ok(recent);
+            };
+            return if again > last {
+                Ok(recent)
+            } else {
+                self.read(again..last + 1, max_bytes)
+            };
         }
         entries.extend(recent);
         Ok(entries)
@@ -261,7 +307,11 @@ impl Wal {
             match core.log.find(index) {
                 Some(Found::Recent(entry)) => recent.push(entry),
                 Some(Found::OnDisk(index, slot)) => match core.files.get(&slot.place().segment) {
-                    Some(file) => wanted.push(Wanted { index, slot, file: file.clone() }),
+                    Some(file) => wanted.push(Wanted {
+                        index,
+                        slot,
+                        file: file.clone(),
+                    }),
                     None => break,
                 },
                 None => break,
@@ -290,8 +340,12 @@ impl Wal {
     /// [`Options::applied`] asks the same before anything is written, and should be preferred.
     pub fn check_against(&self, applied: LogPos) -> Result<(), Error> {
         let core = self.0.shared.core.lock();
-        let segment = core.files.last_key_value().map_or(SegmentId::FIRST, |(id, _)| *id);
-        scan::check_reaches(&core.log, Some(applied), "applied").map_err(|what| Error::damage(segment, 0, what))
+        let segment = core
+            .files
+            .last_key_value()
+            .map_or(SegmentId::FIRST, |(id, _)| *id);
+        scan::check_reaches(&core.log, Some(applied), "applied")
+            .map_err(|what| Error::damage(segment, 0, what))
     }
 
     /// True while there is space for a further segment. When it turns false, what is prepared already still takes
@@ -310,7 +364,13 @@ impl Wal {
     /// write is answered with [`Error::Closed`].
     pub fn close(self) -> Result<(), Error> {
         self.0.stop(Stop::Close);
-        self.0.shared.core.lock().ended.clone().unwrap_or(Err(Error::Closed))
+        self.0
+            .shared
+            .core
+            .lock()
+            .ended
+            .clone()
+            .unwrap_or(Err(Error::Closed))
     }
 }
 
@@ -350,10 +410,19 @@ impl Shared {
             bytes += op.what.bytes();
             bytes > BATCH_BYTES
         };
-        let take = core.queue.iter().position(full).map_or(core.queue.len(), |at| at.max(1));
+        let take = core
+            .queue
+            .iter()
+            .position(full)
+            .map_or(core.queue.len(), |at| at.max(1));
         ops.extend(core.queue.drain(..take));
         // What stays queued has already taken effect in memory.
-        core.publish_below = core.queue.iter().map(|op| ends_below(&op.what, u64::MAX)).min().unwrap_or(u64::MAX);
+        core.publish_below = core
+            .queue
+            .iter()
+            .map(|op| ends_below(&op.what, u64::MAX))
+            .min()
+            .unwrap_or(u64::MAX);
         (core.unsaved.take(), None)
     }
 
@@ -362,7 +431,12 @@ impl Shared {
     }
 
     /// A batch is durable: its entries can be read from disk.
-    pub(crate) fn publish(&self, staged: &mut Vec<(u64, Place)>, unsaved: Option<LogPos>, retired: &[Spare]) {
+    pub(crate) fn publish(
+        &self,
+        staged: &mut Vec<(u64, Place)>,
+        unsaved: Option<LogPos>,
+        retired: &[Spare],
+    ) {
         let mut core = self.core.lock();
         for (index, place) in staged.drain(..) {
             if index < core.publish_below {
@@ -416,4 +490,3 @@ fn ends_below(what: &What, end: u64) -> u64 {
         _ => end,
     }
 }
-

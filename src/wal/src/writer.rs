@@ -28,7 +28,10 @@ pub(crate) enum What {
     Append(Vec<Entry>),
     Vote(Bytes),
     /// `last` is what the log ends with afterwards.
-    Truncate { after: Option<u64>, last: Option<LogPos> },
+    Truncate {
+        after: Option<u64>,
+        last: Option<LogPos>,
+    },
     Purge(LogPos),
     Reset(LogPos),
     /// Only to be answered, in its turn.
@@ -39,7 +42,10 @@ impl What {
     /// About what it takes on disk.
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Self::Append(entries) => entries.iter().map(|e| record_bytes(format::ENTRY_BODY + e.payload.len())).sum(),
+            Self::Append(entries) => entries
+                .iter()
+                .map(|e| record_bytes(format::ENTRY_BODY + e.payload.len()))
+                .sum(),
             _ => 64,
         }
     }
@@ -90,8 +96,21 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, options: Options, scan: Scan, found: &Recovered) -> Self {
-        let Scan { vote, committed, live, end, synced, session, .. } = scan;
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        options: Options,
+        scan: Scan,
+        found: &Recovered,
+    ) -> Self {
+        let Scan {
+            vote,
+            committed,
+            live,
+            end,
+            synced,
+            session,
+            ..
+        } = scan;
         Self {
             shared,
             options,
@@ -121,12 +140,17 @@ impl Writer {
             self.rewrite_tail()?;
         }
         let marked = self.put(&Record::Open, Room::Reserve).map(|_| ());
-        marked.and_then(|()| self.flush().map_err(Halt::Fatal)).map_err(|halt| match halt {
-            Halt::NoSpace => Error::NoSpace,
-            Halt::Fatal(error) => error,
-        })?;
+        marked
+            .and_then(|()| self.flush().map_err(Halt::Fatal))
+            .map_err(|halt| match halt {
+                Halt::NoSpace => Error::NoSpace,
+                Halt::Fatal(error) => error,
+            })?;
         let current = self.current();
-        let (next, bytes) = (current.id.next(), self.shared.preparer.bytes_after(Some(current.bytes)));
+        let (next, bytes) = (
+            current.id.next(),
+            self.shared.preparer.bytes_after(Some(current.bytes)),
+        );
         self.shared.preparer.want(next, bytes);
         self.idle_work();
         self.tell_writable();
@@ -137,7 +161,11 @@ impl Writer {
     /// hold what the disk does not have.
     fn rewrite_tail(&mut self) -> Result<(), Error> {
         let segment = self.current().clone();
-        let mut at = if self.synced.segment == segment.id { self.synced.offset } else { HEADER as u64 };
+        let mut at = if self.synced.segment == segment.id {
+            self.synced.offset
+        } else {
+            HEADER as u64
+        };
         let mut bytes = vec![0; COPY_BYTES.min((self.end.offset - at) as usize)];
         while at < self.end.offset {
             let part = bytes.len().min((self.end.offset - at) as usize);
@@ -214,7 +242,12 @@ impl Writer {
             answers.push((done, answer));
         }
         if full {
-            answers.extend(self.shared.refuse_appends(self.last).into_iter().map(|done| (done, Err(Error::NoSpace))));
+            answers.extend(
+                self.shared
+                    .refuse_appends(self.last)
+                    .into_iter()
+                    .map(|done| (done, Err(Error::NoSpace))),
+            );
         }
         let mut unsaved = committed;
         if fatal.is_none() && !self.batch.is_empty() {
@@ -233,9 +266,12 @@ impl Writer {
         if let Some(error) = fatal {
             self.poison(&error, &mut answers);
         } else {
-            self.shared.publish(&mut self.staged, unsaved, &self.retiring);
+            self.shared
+                .publish(&mut self.staged, unsaved, &self.retiring);
             if !self.retiring.is_empty() {
-                self.shared.preparer.free(std::mem::take(&mut self.retiring));
+                self.shared
+                    .preparer
+                    .free(std::mem::take(&mut self.retiring));
             }
             self.tell_writable();
         }
@@ -281,7 +317,11 @@ impl Writer {
                 }
                 self.put(&Record::Truncate(*last), Room::Reserve)?;
                 self.last = *last;
-                while self.staged.last().is_some_and(|(index, _)| Some(*index) > *after) {
+                while self
+                    .staged
+                    .last()
+                    .is_some_and(|(index, _)| Some(*index) > *after)
+                {
                     self.staged.pop();
                 }
             }
@@ -290,16 +330,33 @@ impl Writer {
                     return Ok(());
                 }
                 let needed = |live: &Live| live.max_index.is_some_and(|max| max > upto.index);
-                let dead = self.live.iter().take(self.live.len() - 1).take_while(|live| !needed(live)).count();
+                let dead = self
+                    .live
+                    .iter()
+                    .take(self.live.len() - 1)
+                    .take_while(|live| !needed(live))
+                    .count();
                 let oldest = self.live[dead].segment.id;
-                self.put(&Record::Purge { upto: *upto, oldest }, Room::Reserve)?;
+                self.put(
+                    &Record::Purge {
+                        upto: *upto,
+                        oldest,
+                    },
+                    Room::Reserve,
+                )?;
                 self.retire(dead);
                 self.purged = Some(*upto);
             }
             What::Purge(upto) | What::Reset(upto) => {
                 let dead = self.live.len() - 1;
                 let oldest = self.live[dead].segment.id;
-                self.put(&Record::Reset { upto: *upto, oldest }, Room::Reserve)?;
+                self.put(
+                    &Record::Reset {
+                        upto: *upto,
+                        oldest,
+                    },
+                    Room::Reserve,
+                )?;
                 self.retire(dead);
                 self.live.iter_mut().for_each(|live| live.max_index = None); // none of what was there counts any more
                 self.purged = Some(*upto);
@@ -313,7 +370,11 @@ impl Writer {
     fn append(&mut self, entries: &[Entry]) -> Result<(), Halt> {
         let before = (self.batch.mark(), self.end, self.last, self.staged.len());
         for Entry { pos, payload } in entries {
-            debug_assert!(self.last.is_none_or(|last| last.index + 1 == pos.index), "{pos} after {:?}", self.last);
+            debug_assert!(
+                self.last.is_none_or(|last| last.index + 1 == pos.index),
+                "{pos} after {:?}",
+                self.last
+            );
             match self.put(&Record::Entry { pos: *pos, payload }, Room::Entries) {
                 Ok(place) => {
                     self.last = Some(*pos);
@@ -333,28 +394,39 @@ impl Writer {
     }
 
     /// Undoes an append that found no space for all its entries.
-    fn take_back(&mut self, (mark, end, last, staged): (Mark, Place, Option<LogPos>, usize)) -> Result<(), Halt> {
+    fn take_back(
+        &mut self,
+        (mark, end, last, staged): (Mark, Place, Option<LogPos>, usize),
+    ) -> Result<(), Halt> {
         self.staged.truncate(staged);
         if self.end == end {
             self.batch.rewind(mark);
         } else if self.last != last {
             // Its first entries are written already.
-            self.put(&Record::Truncate(last), Room::Reserve).map_err(|halt| match halt {
-                Halt::NoSpace => Halt::Fatal(Error::NoSpace),
-                fatal => fatal,
-            })?;
+            self.put(&Record::Truncate(last), Room::Reserve)
+                .map_err(|halt| match halt {
+                    Halt::NoSpace => Halt::Fatal(Error::NoSpace),
+                    fatal => fatal,
+                })?;
         }
         self.last = last;
         Ok(())
     }
 
     fn retire(&mut self, count: usize) {
-        let dead = self.live.drain(..count).map(|live| Spare { id: live.segment.id, bytes: live.segment.bytes });
+        let dead = self.live.drain(..count).map(|live| Spare {
+            id: live.segment.id,
+            bytes: live.segment.bytes,
+        });
         self.retiring.extend(dead);
     }
 
     fn current(&self) -> &Segment {
-        &self.live.last().expect("there is always a segment to write to").segment
+        &self
+            .live
+            .last()
+            .expect("there is always a segment to write to")
+            .segment
     }
 
     /// Adds a record to the batch, in the next segment if this one is full.
@@ -384,9 +456,15 @@ impl Writer {
         // First of all, so that nothing has happened yet when there is no space.
         let fresh = self.shared.preparer.take(current.id.next(), bytes)?;
         self.flush().map_err(Halt::Fatal)?;
-        self.end = Place { segment: fresh.id, offset: HEADER as u64 };
+        self.end = Place {
+            segment: fresh.id,
+            offset: HEADER as u64,
+        };
         self.shared.add_file(fresh.id, fresh.file.clone());
-        self.shared.preparer.want(fresh.id.next(), self.shared.preparer.bytes_after(Some(fresh.bytes)));
+        self.shared.preparer.want(
+            fresh.id.next(),
+            self.shared.preparer.bytes_after(Some(fresh.bytes)),
+        );
         self.live.push(fresh.into());
         self.push_state();
         Ok(())
@@ -394,7 +472,14 @@ impl Writer {
 
     fn push_state(&mut self) {
         debug_assert!(self.batch.is_empty());
-        let Self { vote, committed, purged, last, live, .. } = self;
+        let Self {
+            vote,
+            committed,
+            purged,
+            last,
+            live,
+            ..
+        } = self;
         let state = State {
             vote: vote.as_deref(),
             committed: *committed,
@@ -402,7 +487,8 @@ impl Writer {
             last: *last,
             oldest: live[0].segment.id.0,
         };
-        self.batch.push(self.end, self.session, &Record::State(state));
+        self.batch
+            .push(self.end, self.session, &Record::State(state));
     }
 
     /// Writes and syncs the batch as far as it has come.
@@ -423,11 +509,16 @@ impl Writer {
         }
         let written = Instant::now();
         let segment = self.current();
-        segment.file.sync().map_err(|e| Error::Sync { segment: segment.id, source: Arc::new(e) })?;
+        segment.file.sync().map_err(|e| Error::Sync {
+            segment: segment.id,
+            source: Arc::new(e),
+        })?;
         self.unsynced = false;
         self.end.offset += bytes;
         self.synced = self.end;
-        self.options.observer.batch(bytes, written - start, written.elapsed());
+        self.options
+            .observer
+            .batch(bytes, written - start, written.elapsed());
         Ok(())
     }
 
@@ -446,7 +537,8 @@ impl Writer {
 
     fn tell_writable(&self) {
         let bytes = self.current().bytes;
-        self.shared.set_writable((bytes - format::reserve(bytes)).saturating_sub(self.end.offset));
+        self.shared
+            .set_writable((bytes - format::reserve(bytes)).saturating_sub(self.end.offset));
     }
 }
 

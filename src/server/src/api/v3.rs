@@ -11,6 +11,7 @@ mod range;
 mod watch;
 
 use crate::member::Member;
+use crate::state::State;
 use crate::rpc::{self, CallContext, Incoming, Method, Outgoing, Reply};
 use bytes::Bytes;
 use prost::Message;
@@ -18,33 +19,33 @@ use quorate_api::error::transport;
 use quorate_api::{Code, Error, Status};
 use std::sync::Arc;
 
-/// The services of one member.
+/// The services of one member. Calls are let in only once it is there.
 #[derive(Clone)]
 pub struct Services {
-    member: Arc<Member>,
+    state: Arc<State>,
 }
 
 impl Services {
-    pub fn new(member: Arc<Member>) -> Self {
-        Self { member }
+    pub fn new(state: Arc<State>) -> Self {
+        Self { state }
     }
 
     /// Metadata that etcd's interceptors look at, in their order.
-    fn admit(&self, call: &CallContext) -> Result<(), Status> {
+    fn admit(&self, call: &CallContext) -> Result<&Arc<Member>, Status> {
+        let member = self.state.member().ok_or(Error::Stopped)?;
         if call.client_api_version().is_err() {
             return Err(Error::InvalidClientApiVersion.into());
         }
-        if call.requires_leader() && self.member.node.leader().is_none() {
+        if call.requires_leader() && member.node.leader().is_none() {
             return Err(Error::NoLeader.into());
         }
-        Ok(())
+        Ok(member)
     }
 }
 
 impl rpc::Api for Services {
     async fn unary(&self, method: Method, call: &CallContext, message: Bytes) -> Result<Reply, Status> {
-        self.admit(call)?;
-        let member = &self.member;
+        let member = self.admit(call)?;
         match method {
             Method::KvPut => kv::put(member, message).await,
             Method::KvRange => range::range(member, message).await,
@@ -72,11 +73,11 @@ impl rpc::Api for Services {
         incoming: Incoming,
         outgoing: Outgoing,
     ) -> Result<(), Status> {
-        self.admit(&call)?;
+        let member = self.admit(&call)?;
         match method {
-            Method::Watch => watch::serve(&self.member, call, incoming, outgoing).await,
-            Method::LeaseKeepAlive => lease::keep_alive(&self.member, incoming, outgoing).await,
-            Method::KvRangeStream => range::stream(&self.member, incoming, outgoing).await,
+            Method::Watch => watch::serve(member, call, incoming, outgoing).await,
+            Method::LeaseKeepAlive => lease::keep_alive(member, incoming, outgoing).await,
+            Method::KvRangeStream => range::stream(member, incoming, outgoing).await,
             Method::HealthWatch => health::watch(incoming, outgoing).await,
             other => Err(not_yet(other)),
         }

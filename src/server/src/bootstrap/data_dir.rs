@@ -94,6 +94,11 @@ impl DataDir {
         Ok(Self { root: root.to_path_buf(), wal, _lock: lock })
     }
 
+    /// Whether a member has lived there, to say so before anything is touched.
+    pub fn is_initialized(root: &Path) -> bool {
+        root.join("member/identity.json").exists()
+    }
+
     pub fn wal(&self) -> &Path {
         &self.wal
     }

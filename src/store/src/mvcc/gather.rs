@@ -305,8 +305,9 @@ impl Gather {
             .iter()
             .map(|item| pair::kvs_len(item.len, &self.shape.shown(item.version)))
             .sum();
+        list.shrink_to_fit();
         self.items.list = list;
-        self.items.value_bytes = 0;
+        self.items.repack();
     }
 
     /// Pairs that will be answered.

@@ -12,23 +12,14 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::faulty_file::{self, Choose, Content};
 use super::{Disk, File};
+use file::Content;
+use tear::Chooser;
 
-/// What becomes of unsynced sectors and names when the power goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tear {
-    /// Nothing unsynced survives.
-    Lose,
-    /// Everything does, in its last state.
-    Keep,
-    /// All but the first sector: later bytes without earlier ones.
-    LoseFirst,
-    /// All but the last sector.
-    LoseLast,
-    /// Each sector on its own, in any state it has had since the last sync; by this seed.
-    Mix(u64),
-}
+mod file;
+mod tear;
+
+pub use tear::Tear;
 
 /// Cheap to clone; clones are the same disk. [`fork`](Self::fork) makes another.
 #[derive(Clone, Debug, Default)]
@@ -85,7 +76,10 @@ fn eio(what: &str) -> io::Error {
 }
 
 fn not_found(path: &Path) -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, format!("no file {}", path.display()))
+    io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("no file {}", path.display()),
+    )
 }
 
 impl FaultyDisk {
@@ -96,7 +90,19 @@ impl FaultyDisk {
     /// A copy, unsynced bytes and all; what happens to one does not touch the other. Faults that were set stay behind.
     pub fn fork(&self) -> Self {
         let volume = self.0.volume.lock();
-        let Volume { files, names, durable_names, pending, dirs, last_inode, life, calls, syncs, writes, .. } = &*volume;
+        let Volume {
+            files,
+            names,
+            durable_names,
+            pending,
+            dirs,
+            last_inode,
+            life,
+            calls,
+            syncs,
+            writes,
+            ..
+        } = &*volume;
         let volume = Volume {
             files: files.clone(),
             names: names.clone(),
@@ -110,7 +116,10 @@ impl FaultyDisk {
             writes: *writes,
             ..Volume::default()
         };
-        Self(Arc::new(Shared { volume: Mutex::new(volume), resumed: Condvar::new() }))
+        Self(Arc::new(Shared {
+            volume: Mutex::new(volume),
+            resumed: Condvar::new(),
+        }))
     }
 
     /// Calls so far that change or sync anything.
@@ -139,8 +148,7 @@ impl FaultyDisk {
     pub fn power_loss(&self, tear: Tear) {
         let mut volume = self.0.volume.lock();
         let volume = &mut *volume;
-        let unsynced = volume.files.values_mut().map(|file| count(file)).sum();
-        let mut chooser = Chooser { tear, seed: if let Tear::Mix(seed) = tear { seed } else { 0 }, at: 0, unsynced };
+        let mut chooser = Chooser::new(tear, volume.files.values());
         let kept = match tear {
             Tear::Lose => 0,
             Tear::Keep | Tear::LoseFirst | Tear::LoseLast => volume.pending.len(),
@@ -260,7 +268,10 @@ impl FaultyDisk {
     /// What the file holds, for tests to look at.
     pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
         let volume = self.0.volume.lock();
-        volume.names.get(path).map(|inode| volume.files[inode].bytes().to_vec())
+        volume
+            .names
+            .get(path)
+            .map(|inode| volume.files[inode].bytes().to_vec())
     }
 
     /// All files, sorted.
@@ -269,56 +280,11 @@ impl FaultyDisk {
     }
 
     fn handle(&self, inode: Inode, life: u64) -> Arc<dyn File> {
-        Arc::new(FaultyFile { disk: self.clone(), inode, life })
-    }
-}
-
-/// Sectors and lengths that a power loss has to decide on.
-fn count(content: &mut Content) -> usize {
-    struct Counter(usize);
-    impl Choose for Counter {
-        fn choose(&mut self, unsynced: usize) -> Option<usize> {
-            self.0 += usize::from(unsynced > 0);
-            None
-        }
-    }
-    let mut counter = Counter(0);
-    content.clone().lose_power(&mut counter);
-    counter.0
-}
-
-struct Chooser {
-    tear: Tear,
-    seed: u64,
-    at: usize,
-    unsynced: usize,
-}
-
-impl Chooser {
-    /// splitmix64: small, and good enough to spread choices.
-    fn next(&mut self) -> u64 {
-        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.seed;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
-
-impl Choose for Chooser {
-    fn choose(&mut self, unsynced: usize) -> Option<usize> {
-        let last = unsynced.checked_sub(1)?;
-        self.at += 1;
-        match self.tear {
-            Tear::Lose => None,
-            Tear::Keep => Some(last),
-            Tear::LoseFirst => (self.at > 1).then_some(last),
-            Tear::LoseLast => (self.at < self.unsynced).then_some(last),
-            Tear::Mix(_) => {
-                let pick = (self.next() % (unsynced as u64 + 1)) as usize;
-                pick.checked_sub(1)
-            }
-        }
+        Arc::new(FaultyFile {
+            disk: self.clone(),
+            inode,
+            life,
+        })
     }
 }
 
@@ -350,7 +316,10 @@ impl Renaming {
 
 impl Volume {
     fn used(&self) -> u64 {
-        self.names.values().map(|inode| self.files[inode].len() as u64).sum()
+        self.names
+            .values()
+            .map(|inode| self.files[inode].len() as u64)
+            .sum()
     }
 
     /// Counts a call that changes or syncs something. True: this is the one that the power goes in.
@@ -381,8 +350,15 @@ impl Volume {
     /// Room for a file to grow from `from` to `to` bytes.
     fn grow(&self, from: usize, to: usize) -> io::Result<()> {
         let more = to.saturating_sub(from) as u64;
-        if more > 0 && self.capacity.is_some_and(|capacity| self.used() + more > capacity) {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "injected: disk full"));
+        if more > 0
+            && self
+                .capacity
+                .is_some_and(|capacity| self.used() + more > capacity)
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                "injected: disk full",
+            ));
         }
         Ok(())
     }
@@ -405,14 +381,22 @@ impl Disk for FaultyDisk {
         if !volume.dirs.contains(dir) {
             return Err(not_found(dir));
         }
-        let within = volume.names.keys().filter(|path| path.parent() == Some(dir));
-        Ok(within.filter_map(|path| path.file_name()?.to_str().map(str::to_owned)).collect())
+        let within = volume
+            .names
+            .keys()
+            .filter(|path| path.parent() == Some(dir));
+        Ok(within
+            .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
+            .collect())
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let mut volume = self.0.volume.lock();
         if volume.names.contains_key(path) {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{} exists", path.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!("{} exists", path.display()),
+            ));
         }
         if !path.parent().is_some_and(|dir| volume.dirs.contains(dir)) {
             return Err(not_found(path));
@@ -455,8 +439,13 @@ impl Disk for FaultyDisk {
             return Err(eio("power cut"));
         }
         let volume = &mut *volume;
-        let (synced, pending): (Vec<_>, Vec<_>) = volume.pending.drain(..).partition(|change| change.touches(dir));
-        synced.iter().for_each(|change| change.apply(&mut volume.durable_names));
+        let (synced, pending): (Vec<_>, Vec<_>) = volume
+            .pending
+            .drain(..)
+            .partition(|change| change.touches(dir));
+        synced
+            .iter()
+            .for_each(|change| change.apply(&mut volume.durable_names));
         volume.pending = pending;
         Ok(())
     }
@@ -478,7 +467,10 @@ impl FaultyFile {
 }
 
 fn content(volume: &mut Volume, inode: Inode) -> io::Result<&mut Content> {
-    volume.files.get_mut(&inode).ok_or_else(|| eio("the file is gone"))
+    volume
+        .files
+        .get_mut(&inode)
+        .ok_or_else(|| eio("the file is gone"))
 }
 
 impl File for FaultyFile {
@@ -500,19 +492,28 @@ impl File for FaultyFile {
         self.with(|volume| match volume.misreads.get(&self.inode).cloned() {
             None => content(volume, self.inode)?.read(buf, offset),
             Some(Misread::Error) => Err(eio("read error")),
-            Some(Misread::Stale(bytes)) => faulty_file::read(&bytes, buf, offset),
-            Some(Misread::Shifted(by)) => content(volume, self.inode)?.read(buf, offset.saturating_add_signed(by)),
+            Some(Misread::Stale(bytes)) => file::read(&bytes, buf, offset),
+            Some(Misread::Shifted(by)) => {
+                content(volume, self.inode)?.read(buf, offset.saturating_add_signed(by))
+            }
         })
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.with(|volume| {
-            let (from, end) = (content(volume, self.inode)?.len(), offset as usize + bytes.len());
+            let (from, end) = (
+                content(volume, self.inode)?.len(),
+                offset as usize + bytes.len(),
+            );
             volume.grow(from, end)?;
             let cut = volume.call()?;
             volume.writes += 1;
             let fails = volume.fail_write_at == Some(volume.writes);
-            let part = if fails { &bytes[..bytes.len() / 2] } else { bytes };
+            let part = if fails {
+                &bytes[..bytes.len() / 2]
+            } else {
+                bytes
+            };
             content(volume, self.inode)?.write(part, offset as usize);
             match (cut, fails) {
                 (true, _) => Err(eio("power cut")),

@@ -28,7 +28,7 @@ pub async fn watch(mut incoming: Incoming, mut outgoing: Outgoing) -> Result<(),
     let Some(message) = incoming.message().await? else { return Ok(()) };
     let request: pb::HealthCheckRequest = decode(message)?;
     let status = if request.service.is_empty() { ServingStatus::Serving } else { ServingStatus::ServiceUnknown };
-    outgoing.send(serving(status).encode_to_vec().into()).await?;
+    outgoing.send(serving(status).encode_to_vec()).await?;
     std::future::pending().await
 }
 

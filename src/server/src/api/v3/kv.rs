@@ -5,6 +5,7 @@ use crate::member::Member;
 use crate::rpc::Reply as RpcReply;
 use bytes::Bytes;
 use quorate_api::proto::etcdserverpb as pb;
+use quorate_api::error::transport;
 use quorate_api::{Error, Status};
 use quorate_store::command::{Command, Reply};
 use quorate_store::validate;
@@ -35,7 +36,10 @@ pub async fn delete_range(member: &Arc<Member>, message: Bytes) -> Result<RpcRep
 
 pub async fn txn(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
     let size = message.len();
-    let request: pb::TxnRequest = decode(message)?;
+    let request = quorate_api::txn::decode(message, member.limits.txn_ops.saturating_add(1)).map_err(|error| match error {
+        quorate_api::txn::Error::TooDeep { .. } => Error::TooManyOps.into(),
+        other => transport::bad_message(other),
+    })?;
     member.check_quota(validate::txn_cost(&request))?;
     validate::txn(&request, member.limits.txn_ops)?;
     if validate::is_read_only(&request) {

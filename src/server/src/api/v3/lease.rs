@@ -82,7 +82,7 @@ pub async fn keep_alive(member: &Arc<Member>, mut incoming: Incoming, mut outgoi
         let header = Some(member.header_now());
         let ttl = renew(member, request.id).await?;
         let response = pb::LeaseKeepAliveResponse { header, id: request.id, ttl };
-        outgoing.send(response.encode_to_vec().into()).await?;
+        outgoing.send(response.encode_to_vec()).await?;
     }
     Ok(())
 }

@@ -68,9 +68,9 @@ pub async fn hash_kv(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, S
     let hashed = tokio::task::spawn_blocking(move || store.hash_kv(request.revision)).await;
     let hash = hashed.map_err(|_| Status::from(Error::Stopped))??;
     reply(&pb::HashKvResponse {
-        header: Some(member.header_now()),
+        header: Some(member.header(hash.revision)),
         hash: hash.hash,
-        compact_revision: hash.compact_revision,
-        hash_revision: hash.hash_revision,
+        compact_revision: hash.compacted,
+        hash_revision: hash.at.0,
     })
 }

@@ -5,7 +5,7 @@ use std::io;
 
 pub(super) const SECTOR: usize = 512;
 
-/// Any of the states that a sector may be found in after power loss.
+/// Decides what survives a power loss.
 pub(super) trait Choose {
     /// Which of `unsynced` states, oldest first, has reached the platter; `None` if none has.
     fn choose(&mut self, unsynced: usize) -> Option<usize>;
@@ -98,10 +98,14 @@ impl Content {
     }
 
     pub(super) fn lose_power(&mut self, choose: &mut dyn Choose) {
-        let len = choose.choose(self.lens.len()).map_or(self.durable.len(), |at| self.lens[at]);
+        let len = choose
+            .choose(self.lens.len())
+            .map_or(self.durable.len(), |at| self.lens[at]);
         self.durable.resize(len, 0);
         for (sector, states) in &self.dirty {
-            let Some(state) = choose.choose(states.len()).map(|at| &states[at]) else { continue };
+            let Some(state) = choose.choose(states.len()).map(|at| &states[at]) else {
+                continue;
+            };
             let from = (sector * SECTOR).min(len);
             let to = (from + SECTOR).min(len);
             self.durable[from..to].copy_from_slice(&state[..to - from]);
@@ -119,12 +123,17 @@ impl Content {
 }
 
 pub(super) fn read(content: &[u8], buf: &mut [u8], offset: u64) -> io::Result<()> {
-    let from = usize::try_from(offset).ok().filter(|from| *from <= content.len());
+    let from = usize::try_from(offset)
+        .ok()
+        .filter(|from| *from <= content.len());
     match from.and_then(|from| content.get(from..from.checked_add(buf.len())?)) {
         Some(bytes) => {
             buf.copy_from_slice(bytes);
             Ok(())
         }
-        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "read beyond the end of the file")),
+        None => Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "read beyond the end of the file",
+        )),
     }
 }
