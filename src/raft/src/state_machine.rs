@@ -148,7 +148,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotData>>, io::Error> {
-        current_snapshot(&self.store)
+        let snapshot = durable_snapshot(&self.store)?;
+        Ok(snapshot.meta.last_log_id.is_some().then_some(snapshot))
     }
 }
 
@@ -169,23 +170,17 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
                 Err(Error::Backend(backend::Error::DiskFull)) => {}
                 flushed => drop(flushed.map_err(io::Error::other)?),
             }
-            current_snapshot(&store)
+            durable_snapshot(&store)
         });
-        match built.await? {
-            Some(snapshot) => Ok(snapshot),
-            None => Err(io::Error::other("nothing has been applied yet, so there is nothing to take a snapshot of")),
-        }
+        built.await
     }
 }
 
-/// The last durable commit of the store; none before anything was applied.
-fn current_snapshot(store: &Store) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotData>>> {
+/// The last durable commit of the store. Before anything was applied it names nothing, and purges nothing.
+fn durable_snapshot(store: &Store) -> io::Result<SnapshotOf<TypeConfig, SnapshotData>> {
     let image = store.image().map_err(io::Error::other)?;
-    if image.applied().is_none() {
-        return Ok(None);
-    }
     let meta = meta_of(image.applied(), image.raft_membership().map_err(io::Error::other)?)?;
-    Ok(Some(Snapshot { meta, snapshot: SnapshotData::Image(image) }))
+    Ok(Snapshot { meta, snapshot: SnapshotData::Image(image) })
 }
 
 /// A received image as openraft wants it.

@@ -20,7 +20,9 @@ struct Builder;
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
-        let (wal, _) = Wal::open(quorate_wal::Options::new(dir.path().join("wal")), Arc::new(RealDisk)).unwrap();
+        // Small, for the suite makes dozens of logs of a few entries.
+        let options = quorate_wal::Options { segment_bytes: 1 << 20, ..quorate_wal::Options::new(dir.path().join("wal")) };
+        let (wal, _) = Wal::open(options, Arc::new(RealDisk)).unwrap();
         let (_, machine, _) = open(dir.path());
         Ok((dir, LogStore::new(wal), machine))
     }

@@ -47,11 +47,7 @@ pub(crate) struct Writer {
 }
 
 impl Applier {
-    pub(crate) fn new(
-        root: Arc<Root>,
-        restored: Restored,
-        sink: Box<dyn EventSink>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(root: Arc<Root>, restored: Restored, sink: Box<dyn EventSink>) -> Result<Self, Error> {
         let Restored {
             shared,
             applied,
@@ -224,10 +220,9 @@ impl Writer {
         let cluster = |shared: &Shared| shared.tables.read().members.cluster_id();
         match (cluster(received.shared()), cluster(&self.shared)) {
             (Some(image), Some(own)) if image != own => Err(Error::OtherCluster { image, own }),
-            // Revisions never go back where the log went on.
-            _ if received.shared().revision() < self.shared.revision() => Err(Error::NotNewer {
-                image: image.index,
-                applied: self.applied.map_or(0, |applied| applied.index),
+            _ if received.revision() < self.shared.revision() => Err(Error::Backwards {
+                image: received.revision(),
+                own: self.shared.revision(),
             }),
             _ => Ok(()),
         }

@@ -41,8 +41,8 @@ use self::committer::Committer;
 use self::database::{Facts, Opened};
 use self::disk::{Disk, FilePlace, Patient, Place};
 pub use self::error::Error;
-pub use self::format::{FORMAT, MetaRow};
 pub(crate) use self::export::{Image, Pieces};
+pub use self::format::{FORMAT, MetaRow};
 pub(crate) use self::import::Import;
 use self::pending::Pending;
 use self::shared::{Control, Queued, Role, Shared, Stop};
@@ -104,6 +104,8 @@ pub struct Recovered {
     /// 0 in a file that nothing was ever committed to.
     pub revision: i64,
     pub compacted: i64,
+    /// The file began as an image of this state.
+    pub installed: Option<Applied>,
     /// Opening had to walk the whole file; never so after a mere crash.
     pub walked: bool,
 }
@@ -172,6 +174,7 @@ impl Backend {
             compacted,
             in_use,
             bound: _,
+            installed,
         } = facts;
         let shared = Arc::new(Shared {
             pending: Pending::default(),
@@ -208,6 +211,7 @@ impl Backend {
             applied_before,
             revision,
             compacted,
+            installed: (installed.index > 0).then_some(installed),
             walked,
         };
         Ok((

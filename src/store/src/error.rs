@@ -25,6 +25,9 @@ pub enum Error {
     /// An image replaces only what is older.
     #[error("the image is of entry {image} and not newer than what is applied, entry {applied}")]
     NotNewer { image: u64, applied: u64 },
+    /// Revisions never go back where the log goes on.
+    #[error("the image is of revision {image}, this member has {own} at an earlier entry; it came from a wrong peer")]
+    Backwards { image: i64, own: i64 },
     #[error("the image is of cluster {image}, this member belongs to {own}; it came from a wrong peer")]
     OtherCluster { image: ClusterId, own: ClusterId },
     #[error("the image was received for another store")]
@@ -49,6 +52,7 @@ impl Error {
             Error::Backend(_)
             | Error::OutOfOrder { .. }
             | Error::NotNewer { .. }
+            | Error::Backwards { .. }
             | Error::OtherCluster { .. }
             | Error::OtherStore
             | Error::Receiving

@@ -32,7 +32,7 @@ use quorate_api::{ClusterId, LeaseId, MemberId, Revision};
 
 use crate::apply::compaction::Compaction;
 use crate::backend::disk::Place;
-use crate::backend::{self, Backend, Durable, Sizes};
+use crate::backend::{self, Applied, Backend, Durable, Sizes};
 use crate::error::Error;
 use crate::event::EventBatch;
 use crate::lease::LeaseInfo;
@@ -44,8 +44,8 @@ use crate::tables::Tables;
 pub use self::hash::HashKv;
 pub use self::image::{Image, Pieces};
 pub use self::install::{Incoming, Received};
-pub use self::read::TxnAnswer;
 pub(crate) use self::open::Restored;
+pub use self::read::TxnAnswer;
 pub(crate) use self::read::txn_revision;
 
 /// Keys that are looked at in one hold of the index lock.
@@ -105,6 +105,7 @@ pub(crate) struct Shared {
     /// The thread and those who wait for it stay, whatever file it works on.
     pub compaction: Arc<Compaction>,
     pub range_bytes_max: usize,
+    pub installed: Option<Applied>,
     revision: AtomicI64,
     applied_index: AtomicU64,
 }
@@ -228,6 +229,12 @@ impl Store {
     /// What is certainly in the file, and up to where the log may be purged.
     pub fn durable(&self) -> Durable {
         self.root.current.load().backend.durable()
+    }
+
+    /// The state that came as a snapshot and that this file began as. While nothing newer is durable, a crash may have
+    /// kept the log from being reset: that it ends before is then no damage.
+    pub fn installed(&self) -> Option<Applied> {
+        self.shared().installed
     }
 
     /// Why nothing is made durable any more, if so.

@@ -25,6 +25,8 @@ pub(crate) struct Facts {
     pub in_use: u64,
     /// The newest row.
     pub bound: RowId,
+    /// The file began as an image of this state; nothing at all if it began empty.
+    pub installed: Applied,
 }
 
 pub(super) struct Opened {
@@ -91,6 +93,7 @@ fn read_facts(db: &Database) -> Result<Option<Facts>, Error> {
         compacted: number(format::COMPACTED_RECORD)? as i64,
         in_use: number(format::IN_USE_RECORD)?,
         bound: last.map_or(RowId::ZERO, |(id, _)| id.value()),
+        installed: position(format::INSTALLED_RECORD)?,
     }))
 }
 
@@ -187,6 +190,7 @@ pub(super) fn commit(db: &Database, before: Facts, batch: &[Queued]) -> Result<F
         compacted: last.compacted,
         in_use: size.in_use,
         bound,
+        installed: before.installed,
     })
 }
 

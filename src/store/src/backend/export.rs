@@ -108,6 +108,7 @@ impl Pieces {
             applied_before: _,
             in_use: _,
             bound: _,
+            installed: _,
         } = *self.image.facts();
         self.sealer.header(&Header {
             applied,

@@ -21,6 +21,7 @@ pub(super) const APPLIED_RECORD: &[u8] = &[OWN, b'a'];
 pub(super) const APPLIED_BEFORE_RECORD: &[u8] = &[OWN, b'b'];
 pub(super) const REVISION_RECORD: &[u8] = &[OWN, b'r'];
 pub(super) const COMPACTED_RECORD: &[u8] = &[OWN, b'c'];
+pub(super) const INSTALLED_RECORD: &[u8] = &[OWN, b'i'];
 pub(super) const IN_USE_RECORD: &[u8] = &[OWN, b'u'];
 
 const CRC_LEN: usize = 4;

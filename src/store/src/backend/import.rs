@@ -151,9 +151,7 @@ impl Import {
             }
             end.close().during("write table values")?;
             for (key, record) in &self.records {
-                system
-                    .insert(&key[..], &record[..])
-                    .during("write a system record")?;
+                system.insert(&key[..], &record[..]).during("write a system record")?;
             }
             if let Some(Header {
                 applied,
@@ -164,6 +162,7 @@ impl Import {
                 database::put_position(&mut system, format::APPLIED_RECORD, applied)?;
                 // There is no earlier state of this file to fall back to.
                 database::put_position(&mut system, format::APPLIED_BEFORE_RECORD, applied)?;
+                database::put_position(&mut system, format::INSTALLED_RECORD, applied)?;
                 database::put_number(&mut system, format::REVISION_RECORD, revision as u64)?;
                 database::put_number(&mut system, format::COMPACTED_RECORD, compacted as u64)?;
                 database::put_number(&mut system, format::IN_USE_RECORD, self.size.in_use)?;

@@ -164,7 +164,13 @@ impl View {
     pub fn scan_rows(&self, from: RowId, mut each: impl FnMut(MetaRow<'_>) -> ControlFlow<()>) -> Result<(), Error> {
         let bound = self.published.bound;
         if from <= bound {
-            for row in self.published.tables.meta.range(from..=bound).during("scan table meta")? {
+            for row in self
+                .published
+                .tables
+                .meta
+                .range(from..=bound)
+                .during("scan table meta")?
+            {
                 let (id, bytes) = row.during("scan table meta")?;
                 if each(format::decode_meta(id.value(), bytes.value())?).is_break() {
                     return Ok(());

@@ -26,10 +26,7 @@ impl Store {
             match shared.backend.image() {
                 Err(backend::Error::Replaced) => {}
                 image => {
-                    return Ok(Image {
-                        image: image?,
-                        shared,
-                    });
+                    return Ok(Image { image: image?, shared });
                 }
             }
         }

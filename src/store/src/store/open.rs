@@ -79,6 +79,7 @@ impl Restored {
             reads: Arc::new(OpenReads::default()),
             compaction,
             range_bytes_max: options.range_bytes_max,
+            installed: recovered.installed,
             revision: AtomicI64::new(revision),
             applied_index: AtomicU64::new(applied.map_or(0, |applied| applied.index)),
         });
