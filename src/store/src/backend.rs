@@ -6,7 +6,7 @@
 //!                                       └──► publishes the next View, frees pending rows that no View needs
 //! ```
 //!
-//! The log is what clients wait for; this file follows it in large commits, every second or every 32 MiB.
+//! The log is what clients wait for; this file follows it in large commits, every second or every 8 MiB.
 //! What holds at every moment, power loss included:
 //! * effects and applied index are of the same commit, cut between entries;
 //! * a commit that was reported durable is there after a restart, and opening takes milliseconds;
@@ -65,11 +65,12 @@ pub struct CommitStats {
 pub struct Options {
     /// The first change after a commit waits at most this long. Default 1 s.
     pub commit_interval: Duration,
-    /// This much queued is committed at once. Default 32 MiB.
+    /// This much queued is committed at once. Default 8 MiB: what does not fit into half of redb's cache is written, and
+    /// read again for its checksums, within the same commit.
     pub commit_bytes: usize,
     /// [`Backend::push`] waits while so much is not durable. Default 256 MiB; admission should act long before.
     pub pending_bytes_max: usize,
-    /// redb's page cache. Default 16 MiB.
+    /// redb's page cache. Default 32 MiB.
     pub cache_bytes: usize,
     /// Kept allocated beside the file for the day the disk is full. Default 64 MiB.
     pub reserve_bytes: u64,
@@ -80,9 +81,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             commit_interval: Duration::from_secs(1),
-            commit_bytes: 32 << 20,
+            commit_bytes: 8 << 20,
             pending_bytes_max: 256 << 20,
-            cache_bytes: 16 << 20,
+            cache_bytes: 32 << 20,
             reserve_bytes: 64 << 20,
             observer: Arc::new(()),
         }

@@ -1,5 +1,7 @@
 //! The backend as the store uses it, on a real file.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 use bytes::Bytes;
@@ -191,4 +193,39 @@ fn dropping_the_handle_leaves_what_is_queued_to_the_log() {
     drop(backend);
     let (_backend, recovered) = Backend::open(&path, Options::default()).unwrap();
     assert_eq!((recovered.applied.index, recovered.revision), (1, 2));
+}
+
+#[test]
+fn a_view_kept_beyond_the_close_says_so_and_never_lies() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(&folder.path().join("backend"));
+    backend
+        .push(change(
+            1,
+            (2..2000).map(|main| row(main, &format!("value {main}"))).collect(),
+        ))
+        .unwrap();
+    backend.flush().unwrap();
+    let view = backend.view().unwrap();
+    backend.close().unwrap();
+    let mut refused = 0;
+    for main in 2..2000 {
+        match view.value(RowId { main, sub: 0 }) {
+            Ok(value) => assert_eq!(value, format!("value {main}")),
+            Err(Error::Closed) => refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(refused > 0);
+}
+
+/// The file is made whole or not at all: what an attempt left that was cut short is no obstacle.
+#[test]
+fn a_half_made_file_is_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("backend");
+    std::fs::write(folder.path().join("backend.new"), [7; 10_000]).unwrap();
+    open(&path).close().unwrap();
+    assert!(!folder.path().join("backend.new").exists());
+    open(&path).close().unwrap();
 }

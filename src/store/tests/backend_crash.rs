@@ -1,5 +1,7 @@
 //! Power loss, failing syncs and reads, full disks, flipped bits: what the backend promises on a faulty disk.
 
+#![allow(clippy::unwrap_used)]
+
 mod faulty;
 
 use std::collections::BTreeMap;

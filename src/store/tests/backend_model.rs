@@ -1,5 +1,7 @@
 //! Generated runs against a naive model: pushes, flushes, crashes and reopenings, while readers hold old Views.
 
+#![allow(clippy::unwrap_used)]
+
 mod faulty;
 
 use std::collections::BTreeMap;

@@ -71,7 +71,7 @@ fn read_facts(db: &Database) -> Result<Option<Facts>, Error> {
             .map(|bytes| Ok(format::decode_record(key, bytes.value())?.to_vec()))
             .transpose()
     };
-    let number = |key: &[u8]| -> Result<u64, Error> { Ok(record(key)?.map_or(Ok(0), |bytes| le(key, &bytes))?) };
+    let number = |key: &[u8]| -> Result<u64, Error> { record(key)?.map_or(Ok(0), |bytes| le(key, &bytes)) };
     let position = |key: &[u8]| -> Result<Applied, Error> {
         let Some(bytes) = record(key)? else {
             return Ok(Applied::default());

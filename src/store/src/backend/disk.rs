@@ -26,7 +26,7 @@ pub(super) use summed::Summed;
 
 /// One growing array of bytes with a reserve of space beside it.
 pub trait Disk: std::fmt::Debug + Send + Sync + 'static {
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
     /// Fills `out` from `offset`; bytes beyond the end are an error.
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
     /// Growth reads as zeros. Nothing is durable before the next sync.
@@ -149,8 +149,8 @@ fn is_no_space(error: &io::Error) -> bool {
 }
 
 impl Patient {
-    fn len(&self) -> io::Result<u64> {
-        self.disk.len()
+    fn size(&self) -> io::Result<u64> {
+        self.disk.size()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {

@@ -4,6 +4,7 @@
 //! it is pinned in memory for as long as this View lives. There is no "first here, then there", so a commit between
 //! two steps of a read can't make a value vanish, and a missing row is damage.
 
+use std::cmp::Ordering;
 use std::ops::{Bound, ControlFlow};
 use std::sync::{Arc, Weak};
 
@@ -65,8 +66,12 @@ pub struct View {
     shared: Arc<Shared>,
 }
 
-/// Reading on along the leaf costs less than a new descent for this many rows.
-const STEPS_MAX: usize = 4;
+/// From one version to the next so near, reading on along the leaf costs less than a new descent.
+const STEPS_MAX: i64 = 4;
+
+fn is_near(id: RowId, next: RowId) -> bool {
+    id < next && next.main - id.main <= STEPS_MAX
+}
 
 impl View {
     pub(super) fn new(published: Arc<Published>, shared: Arc<Shared>) -> Self {
@@ -111,29 +116,29 @@ impl View {
                 each(at, &value.ok_or_else(|| Error::missing(id))?);
                 continue;
             }
-            let mut steps_left = STEPS_MAX;
+            if at == 0 || !is_near(ids[at - 1], id) {
+                cursor = None;
+                if ids.get(at + 1).is_none_or(|next| !is_near(id, *next)) {
+                    let stored = self.file("read a value", self.published.values.get(id))?;
+                    each(
+                        at,
+                        format::decode_value(id, stored.ok_or_else(|| Error::missing(id))?.value())?,
+                    );
+                    continue;
+                }
+            }
+            let open = match &mut cursor {
+                Some(open) => open,
+                none => none.insert(self.file("seek a value", self.published.values.lower_bound(Bound::Included(id)))?),
+            };
             loop {
-                let (open, sought) = match &mut cursor {
-                    Some(open) if steps_left > 0 => (open, false),
-                    stale => {
-                        let seek = self
-                            .published
-                            .values
-                            .lower_bound(Bound::Included(id))
-                            .during("seek a value")?;
-                        (stale.insert(seek), true)
-                    }
+                let Some((found, stored)) = self.file("read a value", open.next())? else {
+                    return Err(Error::missing(id));
                 };
-                let next = self.file("read a value", open.next())?;
-                let found = next.as_ref().map(|(key, _)| key.value());
-                match next {
-                    Some((_, stored)) if found == Some(id) => {
-                        each(at, format::decode_value(id, stored.value())?);
-                        break;
-                    }
-                    _ if sought => return Err(Error::missing(id)),
-                    Some(_) if found < Some(id) => steps_left -= 1,
-                    _ => steps_left = 0,
+                match found.value().cmp(&id) {
+                    Ordering::Less => (),
+                    Ordering::Equal => break each(at, format::decode_value(id, stored.value())?),
+                    Ordering::Greater => return Err(Error::missing(id)),
                 }
             }
         }

@@ -127,7 +127,7 @@ impl State {
 }
 
 impl Disk for MemDisk {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.state().now.len() as u64)
     }
 

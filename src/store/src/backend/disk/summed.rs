@@ -55,7 +55,7 @@ impl Summed {
     /// Puts the superblock on an empty disk, or checks the one that is there.
     pub fn open(disk: Patient) -> Result<Self, Error> {
         let failed = Error::disk("read the head of the backend file");
-        let len = disk.len().map_err(&failed)?;
+        let len = disk.size().map_err(&failed)?;
         let len = if len == 0 {
             let mut page = [0; PAGE as usize];
             page[..16].copy_from_slice(MAGIC);
