@@ -1,6 +1,6 @@
 //! Clients that read slowly or not at all, a dispatcher that is behind, and a store that fails.
 
-use super::super::{HistoryError, Observer, Options};
+use super::super::{HistoryError, Observer, Options, STREAM_SHARE_BYTES};
 use super::world::{Op, World, put, revision, revisions, watch};
 use parking_lot::Mutex;
 use quorate_api::proto::etcdserverpb::WatchCreateRequest;
@@ -45,6 +45,36 @@ fn slow_watchers_are_bounded_and_exact() {
     assert_eq!(world.hub.stats().behind, 0);
     world.put("a", "");
     assert_eq!(revisions(&world.drain(&mut slow)), [[1002], [1002]]);
+}
+
+/// D20
+#[test]
+fn many_slow_streams_are_bounded_together() {
+    let mut world = World::with(Options {
+        outboxes_bytes_max: 256 << 10,
+        ..Options::default()
+    });
+    let mut streams: Vec<_> = (0..20).map(|_| world.hub.stream()).collect();
+    for stream in &mut streams {
+        world.create(stream, watch("a", "", 0));
+    }
+    let value = "v".repeat(1000);
+    for _ in 0..1000 {
+        world.put("a", &value);
+    }
+    let queued = world.hub.stats().queued_bytes;
+    assert_eq!(queued, streams.iter().map(|stream| stream.queued_bytes()).sum());
+    assert!(queued <= (256 << 10) + 20 * STREAM_SHARE_BYTES, "{queued}");
+    for stream in &mut streams {
+        let got = world.drain(stream);
+        assert_eq!(revisions(&got).concat(), (2..=1001).collect::<Vec<_>>());
+    }
+    assert_eq!(world.hub.stats().queued_bytes, 0);
+    // What a stream leaves behind is not counted either.
+    world.put("a", &value);
+    assert!(world.hub.stats().queued_bytes > 0);
+    drop(streams);
+    assert_eq!(world.hub.stats().queued_bytes, 0);
 }
 
 /// B8
