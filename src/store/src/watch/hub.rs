@@ -220,12 +220,17 @@ impl Stepper {
         true
     }
 
-    /// Until nothing is left to do without anyone reading from a stream, or history stands in the way.
+    /// Until nothing is left to do unless somebody reads from a stream, or for a good while if history stands in the
+    /// way (it fails, or has not come as far as what was published).
     pub fn settle(&mut self) {
+        const ROUNDS_MAX: usize = 20_000;
         let mut idle = 0;
-        while idle < 2 {
+        for _ in 0..ROUNDS_MAX {
             let busy = self.dispatcher.turn(true) | self.read_history() | self.dispatcher.has_work();
             idle = if busy { 0 } else { idle + 1 };
+            if idle == 2 {
+                return;
+            }
         }
     }
 }

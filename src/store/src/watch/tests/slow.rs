@@ -102,6 +102,30 @@ fn starved_watch_loses_nothing_silently() {
     assert_eq!((last.compact_revision, revision(last)), (90, 0));
 }
 
+/// B8
+#[test]
+fn a_quiet_watcher_on_a_full_stream_is_not_taken_for_one_that_compaction_overtook() {
+    let mut world = World::with(small());
+    let mut stream = world.hub.stream();
+    world.create(&mut stream, watch("loud", "", 0));
+    world.create(&mut stream, watch("quiet", "", 0));
+    let value = "v".repeat(500);
+    for _ in 0..3 {
+        world.put("loud", &value);
+        world.drain(&mut stream);
+    }
+    for _ in 0..10 {
+        world.put("loud", &value);
+    }
+    // Compacted while the quiet watcher still takes live events; then it has none to take, for want of room.
+    world.past.compact(13);
+    world.put("quiet", &value);
+    let got = world.drain(&mut stream);
+    let (quiet, loud): (Vec<_>, Vec<_>) = got.into_iter().partition(|response| response.watch_id == 1);
+    assert_eq!(revisions(&quiet), [[15]]);
+    assert_eq!(loud.last().unwrap().compact_revision, 13);
+}
+
 #[test]
 fn a_transaction_larger_than_the_outbox_still_arrives_whole() {
     let mut world = World::with(small());
