@@ -120,7 +120,11 @@ enum Opened {
 }
 
 /// Everything that happens before we know who it is and what it speaks, under deadlines and counted as half-open.
-async fn open<A: Api>(listener: &Listener<A>, mut socket: Socket, address: Option<SocketAddr>) -> Result<Opened, Rejected> {
+async fn open<A: Api>(
+    listener: &Listener<A>,
+    mut socket: Socket,
+    address: Option<SocketAddr>,
+) -> Result<Opened, Rejected> {
     let limits = &listener.limits;
     let _turn = within(limits.handshake_deadline, "a turn", async {
         Ok(listener.half_open.enter(address.map(|address| address.ip())).await)
@@ -138,16 +142,24 @@ async fn open<A: Api>(listener: &Listener<A>, mut socket: Socket, address: Optio
             )
             .await?;
             let protocol = if offered_h2 { Protocol::Http2 } else { Protocol::Http1 };
-            let head = within(limits.header_deadline, "the request's head", sniff(&mut io, Bytes::new(), Some(protocol)))
-                .await?
-                .0;
+            let head = within(
+                limits.header_deadline,
+                "the request's head",
+                sniff(&mut io, Bytes::new(), Some(protocol)),
+            )
+            .await?
+            .0;
             Ok(Opened::Tls(Box::new(Rewind::new(head, io)), protocol, peer))
         }
         Some(_) if !listener.plaintext => Err(Rejected::NotTls),
         None if !listener.plaintext => Err(Rejected::NoTls),
         _ => {
-            let (head, protocol) =
-                within(limits.header_deadline, "the request's head", sniff(&mut socket, first, None)).await?;
+            let (head, protocol) = within(
+                limits.header_deadline,
+                "the request's head",
+                sniff(&mut socket, first, None),
+            )
+            .await?;
             Ok(Opened::Plain(Rewind::new(head, socket), protocol))
         }
     }
@@ -244,7 +256,10 @@ async fn handshake(
         Some(certificate) => {
             let identity = CertificateIdentity::of(certificate);
             // A resumed session is not verified again, and time has passed since it was.
-            if identity.as_ref().is_some_and(|identity| identity.is_expired(SystemTime::now())) {
+            if identity
+                .as_ref()
+                .is_some_and(|identity| identity.is_expired(SystemTime::now()))
+            {
                 return Err(Rejected::Expired);
             }
             TlsPeer {

@@ -119,7 +119,9 @@ fn bind_tcp(place: &Place, host: &str, port: u16, options: SocketOptions) -> Res
     };
     match listen_tcp(address, options) {
         // No IPv6 on this machine.
-        Err(source) if host.is_empty() && source.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => {
+        Err(source)
+            if host.is_empty() && source.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
+        {
             listen_tcp(SocketAddr::from(([0, 0, 0, 0], port)), options).map_err(error)
         }
         other => other.map_err(error),
