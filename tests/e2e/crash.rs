@@ -31,6 +31,7 @@ fn kill9_loses_nothing() {
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _entered = runtime.enter(); // clients belong to a runtime
     let mut own = start();
     let mut known = [Known::default(); WRITERS];
     let revision = Arc::new(AtomicI64::new(1));

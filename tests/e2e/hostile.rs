@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
-use quorate_api::proto::authpb::permission;
 use quorate_api::proto::etcdserverpb::request_op::Request as Op;
 use quorate_api::proto::etcdserverpb::watch_request::RequestUnion;
 use quorate_api::proto::etcdserverpb::{
-    AlarmRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest, Compare, DowngradeRequest, PutRequest,
+    AlarmRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest, Compare, DeleteRangeRequest, DowngradeRequest, PutRequest,
     RangeRequest, RangeResponse, RequestOp, TxnRequest, WatchCreateRequest, WatchRequest,
 };
 use quorate_kit::raw::{Raw, Windows, frame};
@@ -131,6 +130,22 @@ async fn no_request_ends_the_process() {
             }
             .encode_to_vec(),
         ),
+        // deletes a key, then puts it with its old value: the check of duplicates leaves out deletes with an open end
+        (
+            TXN,
+            TxnRequest {
+                success: vec![
+                    op(Op::RequestDeleteRange(DeleteRangeRequest {
+                        key: b"\0".to_vec().into(),
+                        range_end: b"\0".to_vec().into(),
+                        prev_kv: true,
+                    })),
+                    op(Op::RequestPut(PutRequest { key: "a".into(), ignore_value: true, ..PutRequest::default() })),
+                ],
+                ..TxnRequest::default()
+            }
+            .encode_to_vec(),
+        ),
         // a oneof with nothing in its message
         (TXN, vec![0x12, 0x02, 0x0a, 0x00]),
         (TXN, vec![0x12, 0x02, 0x22, 0x00]),
@@ -146,7 +161,6 @@ async fn no_request_ends_the_process() {
         ("/v3electionpb.Election/Proclaim", Vec::new()),
         ("/v3electionpb.Election/Resign", Vec::new()),
     ];
-    let _ = permission::Type::try_from(99); // the generated enums themselves refuse unknown numbers
     for (path, bytes) in hostile {
         // any answer will do
         let _ = rpc.unary_bytes(path, bytes.into()).await;

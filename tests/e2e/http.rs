@@ -156,7 +156,7 @@ fn metrics_have_etcds_names() {
 /// A24, A25: the rules for other origins and hosts that etcd has by default.
 #[test]
 fn cors_and_host_rules() {
-    let own = start_with(|config| config.flag("--host-whitelist=good.test").flag("--cors=http://good.test:80"));
+    let own = start_with(|config| config.flag("--host-whitelist=good.test,127.0.0.1").flag("--cors=http://good.test:80"));
     let at = own.node.address();
     let from = |host: &str, origin: &str| request(at, "GET", "/health", &[("Host", host), ("Origin", origin)], b"");
     let refused = from("rebound.test:2379", "http://good.test:80").unwrap();

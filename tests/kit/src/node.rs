@@ -386,7 +386,13 @@ impl Drop for Node {
                 Some(status) => format!("ended: {status}"),
                 None => "was running or stopped by the test".to_owned(),
             };
-            eprintln!("--- {} ({state}), end of its log:\n{}---", self.config.name, self.tail());
+            // not with `eprintln`: a closed stderr would make this a second panic, and that leaves processes behind
+            let _ = writeln!(
+                std::io::stderr(),
+                "--- {} ({state}), end of its log:\n{}---",
+                self.config.name,
+                self.tail()
+            );
         }
     }
 }
