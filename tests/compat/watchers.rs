@@ -52,7 +52,11 @@ impl Watcher {
     ) -> Self {
         let start = create.start_revision;
         let historical = start != 0 && start <= revision;
-        let key = if create.key.is_empty() { vec![0] } else { create.key.to_vec() };
+        let key = if create.key.is_empty() {
+            vec![0]
+        } else {
+            create.key.to_vec()
+        };
         Self {
             key,
             range_end: create.range_end.to_vec(),
@@ -97,7 +101,10 @@ impl Watcher {
         if !self.prev_kv || (replayed && revision - 1 < self.compacted_at) {
             event.prev_kv = None;
         }
-        self.due.push(Due { event, header: if replayed { self.created_at } else { revision } });
+        self.due.push(Due {
+            event,
+            header: if replayed { self.created_at } else { revision },
+        });
     }
 
     fn covers(&self, key: &[u8]) -> bool {
@@ -119,12 +126,22 @@ impl Watcher {
         }
         let due = self.due.remove(0);
         if &due.event != event {
-            return Err(format!("another event than the one due\n    due  {:?}\n    came {event:?}", due.event));
+            return Err(format!(
+                "another event than the one due\n    due  {:?}\n    came {event:?}",
+                due.event
+            ));
         }
         // replayed history says how far the store has come, which may be further than when the watcher was made
-        let fits = if due.header == self.created_at { header >= due.header } else { header == due.header };
+        let fits = if due.header == self.created_at {
+            header >= due.header
+        } else {
+            header == due.header
+        };
         if !fits {
-            return Err(format!("header revision {header} where {} is due, with {event:?}", due.header));
+            return Err(format!(
+                "header revision {header} where {} is due, with {event:?}",
+                due.header
+            ));
         }
         Ok(())
     }

@@ -55,7 +55,10 @@ pub struct Said {
 
 impl Etcdctl {
     pub fn new(endpoints: &str) -> Self {
-        Self { program: crate::binary::etcdctl(), arguments: vec![format!("--endpoints={endpoints}")] }
+        Self {
+            program: crate::binary::etcdctl(),
+            arguments: vec![format!("--endpoints={endpoints}")],
+        }
     }
 
     /// Calls with the material's client certificate.
@@ -161,7 +164,10 @@ fn finish(child: Child, arguments: &[&str]) -> Said {
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
     done.store(true, std::sync::atomic::Ordering::Release);
     guard.thread().unpark();
-    assert!(!guard.join().unwrap(), "etcdctl {arguments:?} took longer than {LIMIT:?}");
+    assert!(
+        !guard.join().unwrap(),
+        "etcdctl {arguments:?} took longer than {LIMIT:?}"
+    );
     Said {
         ok: status.success(),
         out: String::from_utf8_lossy(&stdout).into_owned(),
