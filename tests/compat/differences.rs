@@ -37,8 +37,8 @@ pub struct Facts {
     pub progress_was_due: bool,
     /// The refusal that comes first in 3.7's order, where 3.4 refused a transaction before running it.
     pub first_refusal: Option<Reply>,
-    /// Deletions that 3.4 forgot to send.
-    pub forgotten: Vec<Seen>,
+    /// Deletions that 3.4 forgot to send, each with its place among what its watcher saw.
+    pub forgotten: Vec<(usize, Seen)>,
 }
 
 pub static DIFFERENCES: [Difference; 8] = [
@@ -111,15 +111,15 @@ pub fn translate(op: &Op, facts: Facts, step: &mut Step) {
             row.count();
         }
     }
-    for forgotten in facts.forgotten {
+    for (place, forgotten) in facts.forgotten {
         note(FORGOTTEN);
-        // where it belongs: before everything later that the same watcher saw
-        let place = step
+        let watcher = (forgotten.stream, forgotten.watch_id);
+        let first = step
             .seen
             .iter()
-            .position(|seen| (seen.stream, seen.watch_id) >= (forgotten.stream, forgotten.watch_id))
-            .unwrap_or(step.seen.len());
-        step.seen.insert(place, forgotten);
+            .position(|seen| (seen.stream, seen.watch_id) >= watcher);
+        let place = first.unwrap_or(step.seen.len()) + place;
+        step.seen.insert(place.min(step.seen.len()), forgotten);
     }
 }
 

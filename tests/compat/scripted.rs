@@ -16,6 +16,7 @@ pub fn edges() -> Vec<(&'static str, Vec<Op>)> {
     vec![
         ("never compacted", never_compacted()),
         ("compaction keeps what it must", compaction()),
+        ("a deletion among puts at the compacted revision", deletion_among_puts()),
         ("large requests", large_requests()),
         ("large answers", large_answers()),
         ("long history", long_history()),
@@ -144,6 +145,39 @@ fn compaction() -> Vec<Op> {
         compact(at(8)),
         all(at(5)),
     ]
+}
+
+fn deletion_among_puts() -> Vec<Op> {
+    let success = vec![request_put("f"), request_delete("e"), request_put("g")];
+    vec![
+        put("e", "1"),
+        Op::Txn(TxnRequest {
+            success,
+            ..TxnRequest::default()
+        }),
+        compact(at(2)),
+        Op::Watch(1, watch(at(2))),
+        all(at(2)),
+    ]
+}
+
+fn request_put(key: &'static str) -> RequestOp {
+    RequestOp {
+        request: Some(Request::RequestPut(PutRequest {
+            key: key.into(),
+            ..PutRequest::default()
+        })),
+    }
+}
+
+fn request_delete(key: &'static str) -> RequestOp {
+    let delete = DeleteRangeRequest {
+        key: key.into(),
+        ..DeleteRangeRequest::default()
+    };
+    RequestOp {
+        request: Some(Request::RequestDeleteRange(delete)),
+    }
 }
 
 /// Well below and well above what a request may have (the exact edge is each server's own), and above what the

@@ -228,12 +228,12 @@ impl Side {
         Ok(None)
     }
 
-    /// Deletions that this server forgot to send since the last call, as differences.rs has it.
-    pub fn take_forgotten(&mut self) -> Vec<Seen> {
+    /// Deletions that this server forgot to send since the last call, each with its place among what its watcher saw.
+    pub fn take_forgotten(&mut self) -> Vec<(usize, Seen)> {
         let mut all = Vec::new();
         for (stream, open) in self.streams.iter_mut().enumerate() {
             for (&watch_id, watcher) in &mut open.watchers {
-                for event in watcher.forgotten.drain(..) {
+                for (place, event) in watcher.forgotten.drain(..) {
                     let mut seen = Seen {
                         stream,
                         watch_id,
@@ -241,7 +241,7 @@ impl Side {
                         event,
                     };
                     self.normal.seen(&mut seen);
-                    all.push(seen);
+                    all.push((place, seen));
                 }
             }
         }

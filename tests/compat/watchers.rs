@@ -30,8 +30,10 @@ pub struct Watcher {
     /// How much of the recorder's log has been looked at, and what of it is still to come.
     looked: usize,
     due: Vec<Due>,
-    /// Deletions that 3.4 forgot.
-    pub forgotten: Vec<Event>,
+    /// How many events its replay has had, with those that 3.4 forgot.
+    replayed: usize,
+    /// Deletions that 3.4 forgot, each with its place among the replayed events.
+    pub forgotten: Vec<(usize, Event)>,
 }
 
 /// An event that must come next, and how its header may say so.
@@ -69,6 +71,7 @@ impl Watcher {
             forgets_deletion,
             looked: if historical { 0 } else { recorded },
             due: Vec::new(),
+            replayed: 0,
             forgotten: Vec::new(),
         }
     }
@@ -94,9 +97,11 @@ impl Watcher {
         if replayed && deletion && revision == self.compacted_at && self.forgets_deletion {
             let mut forgotten = event.clone();
             forgotten.prev_kv = None; // what was before is compacted
-            self.forgotten.push(forgotten);
+            self.forgotten.push((self.replayed, forgotten));
+            self.replayed += 1;
             return;
         }
+        self.replayed += usize::from(replayed);
         let mut event = event.clone();
         if !self.prev_kv || (replayed && revision - 1 < self.compacted_at) {
             event.prev_kv = None;
