@@ -1,6 +1,6 @@
 //! Leases. Their existence is replicated; their deadlines are the leader's, kept by its lessor.
 
-use super::{decode, mismatched, reply};
+use super::{decode, decode_streamed, mismatched, reply};
 use crate::member::Member;
 use crate::rpc::{Incoming, Outgoing, Reply as RpcReply};
 use bytes::Bytes;
@@ -77,7 +77,7 @@ pub async fn leases(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, St
 /// One answer a request, in order; an unknown lease is an answer and no error.
 pub async fn keep_alive(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: Outgoing) -> Result<(), Status> {
     while let Some(message) = incoming.message().await? {
-        let request: pb::LeaseKeepAliveRequest = decode(message)?;
+        let request: pb::LeaseKeepAliveRequest = decode_streamed(message)?;
         // Sampled before the renewal, as etcd does: a client may rely on nothing newer.
         let header = Some(member.header_now());
         let ttl = renew(member, request.id).await?;
