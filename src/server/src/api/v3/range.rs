@@ -168,7 +168,8 @@ pub async fn stream(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: 
     let Some(message) = incoming.message().await? else { return Ok(()) };
     let request: pb::RangeRequest = decode(message)?;
     validate::range(&request)?;
-    if request.sort_order != SortOrder::None as i32 || request.sort_target != SortTarget::Key as i32 {
+    let by_key = request.sort_order == SortOrder::Ascend as i32 && request.sort_target == SortTarget::Key as i32;
+    if request.sort_order != SortOrder::None as i32 && !by_key {
         return Err(Error::RangeStreamSort.into());
     }
     if filters(&request) != [0; 4] {
