@@ -42,3 +42,9 @@ impl Error {
         }
     }
 }
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        error.status()
+    }
+}

@@ -28,6 +28,8 @@ pub mod validate;
 pub mod watch;
 
 pub use apply::Applier;
+pub use backend::Applied;
 pub use error::Error;
+pub use lease::LeaseInfo;
 pub use mvcc::answer::RangeAnswer;
 pub use store::{EventSink, Options, Store};

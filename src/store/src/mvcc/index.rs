@@ -110,9 +110,10 @@ impl Index {
         }
     }
 
-    /// What the change at `row` replaced: nothing if the key did not exist, or if that version is compacted.
-    pub fn before(&self, key: &[u8], row: RowId) -> Option<Version> {
-        let older = self.versions(key).rev().find(|version| version.row() < row);
+    /// What stood before the transaction of `revision`: for a watcher, that is what a change in it replaced, even where
+    /// the transaction wrote the key more than once. Nothing if the key did not exist, or if that version is compacted.
+    pub fn before_revision(&self, key: &[u8], revision: i64) -> Option<Version> {
+        let older = self.versions(key).rev().find(|version| version.main < revision);
         older.and_then(Version::live)
     }
 

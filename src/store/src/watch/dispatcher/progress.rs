@@ -55,6 +55,11 @@ impl Dispatcher {
         let Some(Some(stream)) = self.streams.get(stream as usize) else {
             return Verdict::Silent;
         };
+        // A watcher that compaction ended keeps its id until the client cancels it, and until then etcd takes it for one
+        // that is behind.
+        if stream.ids.values().any(Option::is_none) {
+            return Verdict::Silent;
+        }
         let mut watchers = stream
             .ids
             .values()

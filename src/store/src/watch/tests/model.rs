@@ -268,7 +268,7 @@ impl Model {
             client.stream.progress();
             self.world.stepper.settle();
             while client.take(&self.world) {}
-            let told = (may_tell && here > 0).then_some(now).unwrap_or_default();
+            let told = if may_tell && here > 0 { now } else { 0 };
             assert_eq!(client.last_progress, told);
             live += here;
         }
