@@ -301,7 +301,10 @@ impl<'s> Step<'s> {
         if old.0 < own {
             return Some(old);
         }
-        self.mvcc.index.before_revision(key, own).map(|before| Revision(before.main))
+        self.mvcc
+            .index
+            .before_revision(key, own)
+            .map(|before| Revision(before.main))
     }
 
     pub(super) fn delete_range(&mut self, request: &pb::DeleteRangeRequest) -> pb::DeleteRangeResponse {
