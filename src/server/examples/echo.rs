@@ -1,6 +1,8 @@
 //! What a unary call costs in the transport alone: CPU of the server per echo, with a client in a process of its own.
 //!
-//! `cargo run --profile quick -p quorate-server --example echo [calls in flight] [connections] [value bytes] [tls]`
+//! `cargo run --profile quick -p quorate-server --example echo [calls in flight] [connections] [value bytes] [tls | bare]`
+//!
+//! `bare` measures the plainest server that the HTTP/2 library allows, a task per request and no gRPC, for comparison.
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -61,7 +63,11 @@ fn main() {
 }
 
 async fn server(args: &[String]) {
-    let numbers: Vec<&str> = args.iter().map(String::as_str).filter(|arg| *arg != "tls").collect();
+    let numbers: Vec<&str> = args
+        .iter()
+        .map(String::as_str)
+        .filter(|arg| *arg != "tls" && *arg != "bare")
+        .collect();
     let arg = |i: usize, default: &str| numbers.get(i).map_or(default, |v| *v).to_owned();
     let tls = args.iter().any(|arg| arg == "tls");
     let scheme = if tls { "https" } else { "http" };
@@ -86,7 +92,15 @@ async fn server(args: &[String]) {
         .map_or(String::new(), |tls| tls.options().cert_file.display().to_string());
     let rpc = Rpc::new(Arc::new(Echo), Arc::new(NoObserver), Limits::default());
     let server = Server::new(ListenLimits::default());
-    server.serve(binding, Service::client(rpc, None, tls, Gate::open()));
+    let addr = if args.iter().any(|arg| arg == "bare") {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("an address");
+        tokio::spawn(bare(listener));
+        addr
+    } else {
+        server.serve(binding, Service::client(rpc, None, tls, Gate::open()));
+        addr
+    };
     for path in ["/etcdserverpb.KV/Range", "/etcdserverpb.KV/Put"] {
         let mut child = Command::new(std::env::current_exe().expect("own path"))
             .args(["client", &addr.to_string(), path])
@@ -109,6 +123,36 @@ async fn server(args: &[String]) {
         );
     }
     server.shutdown(Duration::from_secs(1)).await;
+}
+
+/// A server with nothing but HTTP/2.
+async fn bare(listener: tokio::net::TcpListener) {
+    while let Ok((io, _)) = listener.accept().await {
+        io.set_nodelay(true).expect("nodelay");
+        tokio::spawn(async move {
+            let mut h2 = h2::server::Builder::new()
+                .handshake::<_, Bytes>(io)
+                .await
+                .expect("a handshake");
+            while let Some(Ok((request, mut respond))) = h2.accept().await {
+                // Errors mean that the client has gone.
+                tokio::spawn(async move {
+                    let mut body = request.into_body();
+                    let Some(data) = body.data().await else { return Ok(()) };
+                    let data = data?;
+                    body.flow_control().release_capacity(data.len())?;
+                    let mut head = http::Response::new(());
+                    let grpc = http::HeaderValue::from_static("application/grpc");
+                    head.headers_mut().insert("content-type", grpc);
+                    let mut stream = respond.send_response(head, false)?;
+                    stream.send_data(data, false)?;
+                    let mut trailers = http::HeaderMap::with_capacity(1);
+                    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                    stream.send_trailers(trailers)
+                });
+            }
+        });
+    }
 }
 
 /// User and system time of this process.
@@ -142,23 +186,8 @@ async fn client(args: &[String]) {
         for _ in 0..in_flight / connections {
             let (h2, body, count, uri) = (h2.clone(), body.clone(), Arc::clone(&count), format!("http://x{path}"));
             tokio::spawn(async move {
-                loop {
-                    let request = Request::post(&uri)
-                        .header("content-type", "application/grpc")
-                        .header("te", "trailers")
-                        .header("user-agent", "grpc-go/1.81")
-                        .header("grpc-timeout", "4999m")
-                        .body(())
-                        .expect("a request");
-                    let mut h2 = h2.clone().ready().await.expect("ready");
-                    let (response, mut stream) = h2.send_request(request, false).expect("send");
-                    stream.send_data(body.clone(), true).expect("data");
-                    let mut answer = response.await.expect("an answer").into_body();
-                    while let Some(data) = answer.data().await {
-                        let data = data.expect("data");
-                        answer.flow_control().release_capacity(data.len()).expect("release");
-                    }
-                    answer.trailers().await.expect("trailers");
+                // Ends with the connection, which the end of this process closes.
+                while call(&h2, &uri, body.clone()).await.is_ok() {
                     count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 }
             });
@@ -169,6 +198,24 @@ async fn client(args: &[String]) {
     tokio::time::sleep(MEASURE).await;
     let done = count.load(std::sync::atomic::Ordering::Relaxed) - before;
     println!("{}", done as f64 / start.elapsed().as_secs_f64());
+}
+
+async fn call(h2: &h2::client::SendRequest<Bytes>, uri: &str, body: Bytes) -> Result<(), h2::Error> {
+    let request = Request::post(uri)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("user-agent", "grpc-go/1.81")
+        .header("grpc-timeout", "4999m")
+        .body(())
+        .expect("a request");
+    let mut h2 = h2.clone().ready().await?;
+    let (response, mut stream) = h2.send_request(request, false)?;
+    stream.send_data(body, true)?;
+    let mut answer = response.await?.into_body();
+    while let Some(data) = answer.data().await {
+        answer.flow_control().release_capacity(data?.len())?;
+    }
+    answer.trailers().await.map(|_| ())
 }
 
 async fn tls(io: tokio::net::TcpStream, cert: &str) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static {

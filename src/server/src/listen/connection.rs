@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use super::accept::Listener;
 use super::socket::{Rewind, Socket};
-use super::{Audience, Traffic};
+use super::{Audience, Stop, Traffic};
 use crate::rpc::{Api, PeerInfo, TlsPeer};
 use crate::{http, rpc};
 
@@ -55,9 +55,11 @@ enum Protocol {
 }
 
 pub(super) async fn run<A: Api>(listener: &Listener<A>, socket: Socket, address: Option<SocketAddr>) {
+    let stop = listener.stop.child();
     let result = tokio::select! {
-        () = listener.stop.kill.cancelled() => return,
-        result = serve(listener, socket, address) => result,
+        biased;
+        result = serve(listener, socket, address, &stop) => result,
+        () = stop.kill.cancelled() => return,
     };
     let Err(rejected) = result else { return };
     let remote = address.map_or_else(|| "@".to_owned(), |address| address.to_string());
@@ -83,18 +85,23 @@ pub(super) async fn run<A: Api>(listener: &Listener<A>, socket: Socket, address:
     }
 }
 
-async fn serve<A: Api>(listener: &Listener<A>, socket: Socket, address: Option<SocketAddr>) -> Result<(), Rejected> {
+async fn serve<A: Api>(
+    listener: &Listener<A>,
+    socket: Socket,
+    address: Option<SocketAddr>,
+    stop: &Stop,
+) -> Result<(), Rejected> {
     let mut gate = listener.service.gate.clone();
     tokio::select! {
         biased;
         () = gate.pass() => {}
-        () = listener.stop.drain.cancelled() => return Ok(()),
+        () = stop.drain.cancelled() => return Ok(()),
     }
     let opened = tokio::select! {
         biased;
         opened = open(listener, socket, address) => opened?,
         // Who is told to stop does not begin.
-        () = listener.stop.drain.cancelled() => return Ok(()),
+        () = stop.drain.cancelled() => return Ok(()),
     };
     match opened {
         Opened::Plain(io, protocol) => {
@@ -102,14 +109,14 @@ async fn serve<A: Api>(listener: &Listener<A>, socket: Socket, address: Option<S
                 addr: address,
                 tls: None,
             };
-            dispatch(listener, io, protocol, peer).await
+            dispatch(listener, io, protocol, peer, stop.clone()).await
         }
         Opened::Tls(io, protocol, tls) => {
             let peer = PeerInfo {
                 addr: address,
                 tls: Some(tls),
             };
-            dispatch(listener, io, protocol, peer).await
+            dispatch(listener, io, protocol, peer, stop.clone()).await
         }
     }
 }
@@ -271,13 +278,18 @@ async fn handshake(
     Ok((io, use_h2, peer))
 }
 
-async fn dispatch<A, S>(listener: &Listener<A>, io: S, protocol: Protocol, peer: PeerInfo) -> Result<(), Rejected>
+async fn dispatch<A, S>(
+    listener: &Listener<A>,
+    io: S,
+    protocol: Protocol,
+    peer: PeerInfo,
+    stop: Stop,
+) -> Result<(), Rejected>
 where
     A: Api,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = &listener.service;
-    let stop = listener.stop.clone();
     let is_tls = peer.tls.is_some();
     let peer = Arc::new(peer);
     match (protocol, &service.rpc, &service.http) {

@@ -229,11 +229,15 @@ where
             draining = true;
             h2.graceful_shutdown();
         }
+        // Whether HTTP/2 may have something to read or to frame.
+        let mut stirred = true;
         loop {
-            let mut progress = false;
             // A call that was started is polled before the next one is taken, so that the gate below sees its reply.
             while let Poll::Ready(Some(())) = calls.poll_next_unpin(cx) {
-                progress = true;
+                stirred = true;
+            }
+            if !std::mem::take(&mut stirred) {
+                break;
             }
             let gated = conn.blocked_bytes.load(Ordering::Relaxed) > rpc.limits.unwritten_bytes_max;
             if gated {
@@ -246,7 +250,7 @@ where
                     Poll::Ready(None) => return Poll::Ready(Ok(())),
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                     Poll::Ready(Some(Ok((mut request, respond)))) => {
-                        progress = true;
+                        stirred = true;
                         match route(&mut request, &conn, http.is_some()) {
                             Route::Grpc(method, call) => {
                                 let (api, conn) = (Arc::clone(&rpc.api), Arc::clone(&conn));
@@ -271,9 +275,6 @@ where
                         }
                     }
                 }
-            }
-            if !progress {
-                break;
             }
         }
         let sent = conn.sent.swap(false, Ordering::Relaxed);

@@ -171,9 +171,11 @@ impl SendHalf {
             Ok(stream) => poll_room(stream, cx, want),
             Err(gone) => Poll::Ready(Err(gone)),
         };
-        state.room_wanted = room.is_pending();
-        if let Poll::Ready(Err(Gone)) = room
-            && let Some(owner) = &state.owner
+        let waited = std::mem::replace(&mut state.room_wanted, room.is_pending());
+        // The owner has to act on a reset, and after a wait to watch for one again. Usually it is this very task.
+        if (waited || matches!(room, Poll::Ready(Err(Gone))))
+            && room.is_ready()
+            && let Some(owner) = state.owner.as_ref().filter(|owner| !owner.will_wake(cx.waker()))
         {
             owner.wake_by_ref();
         }

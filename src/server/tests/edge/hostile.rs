@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use quorate_server::rpc::Limits;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use tokio::io::AsyncWriteExt;
@@ -120,6 +121,27 @@ async fn a_client_that_pings_too_often_is_sent_away() {
     let answer = closed_with(&edge, bytes).await;
     assert_eq!(goaway(&answer), Some((ENHANCE_YOUR_CALM, b"too_many_pings".to_vec())));
     is_alive(&edge).await;
+}
+
+/// A client that does not answer our pings is gone; one that does stays, however silent.
+#[tokio::test]
+async fn a_vanished_client_is_noticed() {
+    let setup = Setup {
+        rpc: Limits {
+            keepalive_interval: Some(Duration::from_millis(100)),
+            keepalive_timeout: Some(Duration::from_millis(200)),
+            ..Limits::default()
+        },
+        ..Setup::default()
+    };
+    let edge = setup.start();
+    let client = h2(edge.addr).await;
+    call(&client, PUT, b"ex").await;
+    let answer = closed_with(&edge, [PREFACE, SETTINGS].concat()).await;
+    // SETTINGS, and one PING that is no answer.
+    assert!(answer.windows(5).any(|window| window == [0, 0, 8, 6, 0]), "{answer:?}");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(&call(&client, PUT, b"ex").await.message()[..], b"x");
 }
 
 #[tokio::test]
