@@ -196,14 +196,15 @@ fn a_busy_data_dir_is_waited_for() {
 }
 
 #[test]
-fn version_has_four_lines() {
+fn version_has_etcds_four_lines_and_ours() {
     let said = run(&[], &["--version"]);
     let text = String::from_utf8(said.stdout).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(said.status.code(), Some(0));
-    assert_eq!(lines.len(), 4, "{text}");
+    assert_eq!(lines.len(), 5, "etcd's four lines, then our own version: {text}");
+    assert!(lines[4].starts_with("Quorate Version: "), "{text}");
     assert_eq!(lines[0], "etcd Version: 3.7.1");
-    for (line, start) in lines[1..].iter().zip(["Git SHA: ", "Go Version: ", "Go OS/Arch: "]) {
+    for (line, start) in lines[1..4].iter().zip(["Git SHA: ", "Go Version: ", "Go OS/Arch: "]) {
         assert!(line.starts_with(start), "{text}");
     }
 }

@@ -61,6 +61,15 @@ impl Etcdctl {
         }
     }
 
+    /// The same, with endpoints as plain `host:port`.
+    pub fn without_scheme(&self) -> Self {
+        let plain = |argument: &String| match argument.strip_prefix("--endpoints=") {
+            Some(list) => format!("--endpoints={}", list.replace("http://", "").replace("https://", "")),
+            None => argument.clone(),
+        };
+        Self { program: self.program.clone(), arguments: self.arguments.iter().map(plain).collect() }
+    }
+
     /// Calls with the material's client certificate.
     pub fn with_tls(self, material: &Material) -> Self {
         let client = material.client.clone();

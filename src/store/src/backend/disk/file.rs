@@ -1,5 +1,6 @@
 //! The backend file on a real disk, and the reserve file beside it (`<name>.reserve`).
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -69,6 +70,7 @@ impl FileDisk {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(&reserve_path);
         let reserve = open.map_err(failed("open reserve file", &reserve_path))?;
         let stat = reserve

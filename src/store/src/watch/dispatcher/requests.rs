@@ -102,11 +102,11 @@ impl Dispatcher {
             return Created::NoStream;
         };
         let refused = |reason: &'static str| Created::Refused(Response::refused(revision, reason.into()));
-        if range.is_empty() {
-            return refused(watch_cancel::EMPTY_RANGE);
-        }
         if request.start_revision < 0 {
             return refused(watch_cancel::COMPACTED);
+        }
+        if range.is_empty() {
+            return refused(watch_cancel::EMPTY_RANGE);
         }
         if request.watch_id != 0 && open.ids.contains_key(&request.watch_id) {
             return refused(watch_cancel::DUPLICATE_ID);
