@@ -5,12 +5,14 @@
 //! * [`key_range`] — the one meaning of `key` and `range_end` that all calls share;
 //! * [`status`] — a gRPC code with its text;
 //! * [`error`] — every text that a client can match on, with its code;
+//! * [`txn`] — reading transactions, however deep;
 //! * [`version`] — what we tell clients we are.
 
 pub mod error;
 pub mod ids;
 pub mod key_range;
 pub mod status;
+pub mod txn;
 pub mod version;
 
 /// The messages of `proto/`, one module per protobuf package.

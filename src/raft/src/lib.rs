@@ -1,1 +1,34 @@
-//! TODO
+//! Consensus glue around openraft: the log over [`quorate_wal`], the state machine over [`quorate_store`], and what
+//! the server needs of both.
+//!
+//! ```text
+//!  propose ─► batcher ─► openraft ─► log store ─► wal (one fdatasync a batch)
+//!                            │                      │ flushed
+//!                            ▼                      ▼
+//!     answers ◄─ tracker ◄─ state machine ◄─── committed
+//! ```
+//!
+//! * [`types`] — the type parameters: batches as entries, member ids as node ids, one leader per term;
+//! * [`batch`] — the entry payload, encoded once for log and peers;
+//! * [`log_store`], [`state_machine`] — openraft's two storage traits;
+//! * [`proposer`] — commands in, batches out; what arrives while one is being written joins the next;
+//! * [`barrier`] — the point in the log behind which a linearizable read may run;
+//! * [`lessor`] — the leader's clock over leases;
+//! * [`network`] — the peers;
+//! * [`node`] — starts all of it, in order, and ends it.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod barrier;
+pub mod batch;
+pub mod lessor;
+pub mod log_store;
+pub mod network;
+pub mod node;
+pub mod proposer;
+pub mod state_machine;
+mod tracker;
+pub mod types;
+
+pub use node::{Node, Options, RaftStatus, StartError};
+pub use proposer::ProposeError;

@@ -48,6 +48,8 @@ pub enum DecodeError {
     Length { at: usize },
     #[error("command {at} of the batch: {source}")]
     Command { at: usize, source: prost::DecodeError },
+    #[error("command {at} of the batch: {source}")]
+    Txn { at: usize, source: quorate_api::txn::Error },
     #[error("command {at} of the batch is of a kind this version does not know")]
     UnknownKind { at: usize },
 }
@@ -70,10 +72,27 @@ pub fn decode(mut batch: Bytes) -> Result<Vec<Command>, DecodeError> {
             .ok()
             .filter(|len| *len <= batch.len())
             .ok_or(DecodeError::Length { at })?;
-        let one = wire::Command::decode(batch.split_to(len)).map_err(|source| DecodeError::Command { at, source })?;
-        commands.push(one.kind.ok_or(DecodeError::UnknownKind { at })?);
+        commands.push(decode_one(batch.split_to(len), at)?);
     }
     Ok(commands)
+}
+
+/// `Command.txn`: field 3, length-delimited.
+const TXN_KEY: u8 = 3 << 3 | 2;
+
+fn decode_one(mut command: Bytes, at: usize) -> Result<Command, DecodeError> {
+    // Transactions nest deeper than prost reads. We wrote these bytes: a transaction is all there is behind its key.
+    if command.first() == Some(&TXN_KEY) {
+        command.advance(1);
+        let len = decode_varint(&mut command).map_err(|source| DecodeError::Command { at, source })?;
+        if len != command.len() as u64 {
+            return Err(DecodeError::Length { at });
+        }
+        let txn = quorate_api::txn::decode(command, quorate_api::txn::DEPTH_MAX);
+        return txn.map(Command::Txn).map_err(|source| DecodeError::Txn { at, source });
+    }
+    let one = wire::Command::decode(command).map_err(|source| DecodeError::Command { at, source })?;
+    one.kind.ok_or(DecodeError::UnknownKind { at })
 }
 
 #[cfg(test)]

@@ -2,11 +2,34 @@
 //! deterministic: apply is a pure function of (state, command); no clock, no randomness, no tokio.
 //!
 //! * [`command`] — what the log carries: commands, their encoding, their outcomes;
+//! * [`validate`] — what is checked before something is proposed;
+//! * [`apply`] — the write side: [`Applier`];
+//! * [`store`] — the read side: [`Store`], and how both are opened;
+//! * [`mvcc`] — keys in many versions;
+//! * [`lease`], [`members`], [`alarms`] — replicated state beside the keys;
 //! * [`event`] — what a change looks like to watchers;
-//! * [`watch`] — from published changes to the responses of watch streams.
+//! * [`watch`] — from published changes to the responses of watch streams;
+//! * [`backend`] — the durable store under all of it: one file, one writer, views that stand still.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod alarms;
+pub mod apply;
+pub mod backend;
 pub mod command;
+pub mod error;
 pub mod event;
+pub mod lease;
+pub mod members;
+pub mod mvcc;
+pub mod store;
+mod tables;
+pub mod validate;
 pub mod watch;
+
+pub use apply::Applier;
+pub use backend::Applied;
+pub use error::Error;
+pub use lease::LeaseInfo;
+pub use mvcc::answer::RangeAnswer;
+pub use store::{EventSink, Options, Store};

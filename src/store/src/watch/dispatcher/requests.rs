@@ -3,7 +3,7 @@
 use super::super::inbox::{Request, StreamId};
 use super::super::outbox::{Outbox, Place};
 use super::super::response::Response;
-use super::{Asked, Dispatcher, State, Stream, Watcher};
+use super::{Dispatcher, State, Stream, Watcher};
 use bytes::Bytes;
 use quorate_api::error::watch_cancel;
 use quorate_api::proto::etcdserverpb::WatchCreateRequest;
@@ -39,10 +39,7 @@ impl Dispatcher {
                 let answer = self.cancel(stream, id);
                 self.answer(stream, answer);
             }
-            Request::Progress(stream) => self.asked.push(Asked {
-                stream,
-                target: self.revision(),
-            }),
+            Request::Progress(stream) => self.ask_progress(stream),
             Request::Drained(stream) => {
                 let parked = self.stream_mut(stream).map(|stream| std::mem::take(&mut stream.parked));
                 for ticket in parked.unwrap_or_default() {

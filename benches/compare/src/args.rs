@@ -1,0 +1,292 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::workload::{self, Workload};
+
+pub const USAGE: &str = "\
+compare: etcd and Quorate in turn, under the same clients
+
+  --etcd PATH         an etcd to compare with; repeatable (default /usr/bin/etcd)
+  --ours PATH         our server (default target/release/quorate)
+  --etcd-arg ARG      another argument for every etcd; repeatable
+  --ours-arg ARG      another argument for ours; repeatable
+  --workloads LIST    comma-separated names or groups (default `default`); see --list
+  --list              print workloads and groups
+  --clients LIST      logical clients (default 1,100,1000)
+  --conns N           connections they share (default clients/100, at least 1)
+  --threads N         threads of the client side (default 1)
+  --rounds N          alternating rounds; the table shows medians (default 3)
+  --seconds S         length of one measured window (default 4)
+  --ops N             measure this many operations instead
+  --memory-keys N     keys of the `memory` scenario (default 1000000)
+  --watchers N        watchers of the `watchers` scenario (default 10000, on a hundredth as many streams)
+  --tls               TLS between clients and server
+  --quick             small data, short windows, one round, 100 clients, everything once
+  --dir PATH          where data directories are made (default target/compare)
+  --markdown          print the table as markdown
+  --json FILE         write every single measurement
+  --help
+";
+
+/// When a measured window ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    Time(Duration),
+    /// Operations of all clients together.
+    Ops(u64),
+}
+
+/// How much data the workloads work on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scale {
+    /// Keys that puts are spread over.
+    pub put_keys: u64,
+    /// Keys loaded for single-key reads.
+    pub get_keys: u64,
+    /// Prefixes of 500 keys each, listed again and again.
+    pub list_prefixes: u64,
+    /// Prefixes of 500 keys each, each listed once after a restart.
+    pub cold_prefixes: u64,
+    pub kube_objects: u64,
+    /// Leases granted ahead of each revoke window.
+    pub revoke_leases: u64,
+    pub memory_keys: u64,
+    pub watchers: u64,
+    /// Length of the warm-up before each window.
+    pub warm_up: Duration,
+}
+
+const FULL: Scale = Scale {
+    put_keys: 100_000,
+    get_keys: 10_000,
+    list_prefixes: 20,
+    cold_prefixes: 200,
+    kube_objects: 10_000,
+    revoke_leases: 5_000,
+    memory_keys: 1_000_000,
+    watchers: 10_000,
+    warm_up: Duration::from_secs(1),
+};
+
+const QUICK: Scale = Scale {
+    put_keys: 10_000,
+    get_keys: 1_000,
+    list_prefixes: 4,
+    cold_prefixes: 20,
+    kube_objects: 6_000,
+    revoke_leases: 500,
+    memory_keys: 20_000,
+    watchers: 1_000,
+    warm_up: Duration::from_millis(100),
+};
+
+#[derive(Clone, Debug)]
+pub struct Args {
+    pub etcds: Vec<PathBuf>,
+    pub ours: PathBuf,
+    pub etcd_args: Vec<String>,
+    pub ours_args: Vec<String>,
+    pub workloads: Vec<Workload>,
+    pub clients: Vec<usize>,
+    pub conns: Option<usize>,
+    pub threads: usize,
+    pub rounds: usize,
+    pub limit: Limit,
+    pub scale: Scale,
+    pub tls: bool,
+    pub quick: bool,
+    pub dir: PathBuf,
+    pub markdown: bool,
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct BadArgument(String);
+
+impl std::fmt::Display for BadArgument {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadArgument {}
+
+impl Args {
+    /// `None` asks for help. `--list` prints and exits here, so that it works beside any other flag.
+    pub fn parse(words: impl Iterator<Item = String>) -> Result<Option<Self>, BadArgument> {
+        let mut given = Given::default();
+        let mut words = words;
+        while let Some(word) = words.next() {
+            let (flag, inline) = match word.split_once('=') {
+                Some((flag, value)) => (flag.to_owned(), Some(value.to_owned())),
+                None => (word, None),
+            };
+            let mut value = || {
+                inline
+                    .clone()
+                    .or_else(|| words.next())
+                    .ok_or_else(|| BadArgument(format!("{flag} needs a value")))
+            };
+            match flag.as_str() {
+                "--help" | "-h" => return Ok(None),
+                "--list" => {
+                    print!("{}", workload::listing());
+                    std::process::exit(0);
+                }
+                "--etcd" => given.etcds.push(value()?.into()),
+                "--ours" => given.ours = Some(value()?.into()),
+                "--etcd-arg" => given.etcd_args.push(value()?),
+                "--ours-arg" => given.ours_args.push(value()?),
+                "--workloads" => given.workloads = Some(workload::select(&value()?).map_err(BadArgument)?),
+                "--clients" => given.clients = Some(list(&flag, &value()?)?),
+                "--conns" => given.conns = Some(positive(&flag, &value()?)?),
+                "--threads" => given.threads = Some(positive(&flag, &value()?)?),
+                "--rounds" => given.rounds = Some(positive(&flag, &value()?)?),
+                "--seconds" => given.limit = Some(Limit::Time(seconds(&flag, &value()?)?)),
+                "--ops" => given.limit = Some(Limit::Ops(positive(&flag, &value()?)? as u64)),
+                "--memory-keys" => given.memory_keys = Some(positive(&flag, &value()?)? as u64),
+                "--watchers" => given.watchers = Some(positive(&flag, &value()?)? as u64),
+                "--tls" => given.tls = true,
+                "--quick" => given.quick = true,
+                "--dir" => given.dir = Some(value()?.into()),
+                "--markdown" => given.markdown = true,
+                "--json" => given.json = Some(value()?.into()),
+                _ => return Err(BadArgument(format!("unknown flag {flag}"))),
+            }
+        }
+        Ok(Some(given.settle()))
+    }
+}
+
+/// What was on the command line; defaults depend on `--quick`, which may come last.
+#[derive(Default)]
+struct Given {
+    etcds: Vec<PathBuf>,
+    ours: Option<PathBuf>,
+    etcd_args: Vec<String>,
+    ours_args: Vec<String>,
+    workloads: Option<Vec<Workload>>,
+    clients: Option<Vec<usize>>,
+    conns: Option<usize>,
+    threads: Option<usize>,
+    rounds: Option<usize>,
+    limit: Option<Limit>,
+    memory_keys: Option<u64>,
+    watchers: Option<u64>,
+    tls: bool,
+    quick: bool,
+    dir: Option<PathBuf>,
+    markdown: bool,
+    json: Option<PathBuf>,
+}
+
+impl Given {
+    fn settle(self) -> Args {
+        let quick = self.quick;
+        let mut scale = if quick { QUICK } else { FULL };
+        scale.memory_keys = self.memory_keys.unwrap_or(scale.memory_keys);
+        scale.watchers = self.watchers.unwrap_or(scale.watchers);
+        let etcds = if self.etcds.is_empty() {
+            vec![PathBuf::from("/usr/bin/etcd")]
+        } else {
+            self.etcds
+        };
+        Args {
+            etcds,
+            ours: self.ours.unwrap_or_else(|| "target/release/quorate".into()),
+            etcd_args: self.etcd_args,
+            ours_args: self.ours_args,
+            workloads: self.workloads.unwrap_or_else(|| workload::default_set(quick)),
+            clients: self
+                .clients
+                .unwrap_or_else(|| if quick { vec![100] } else { vec![1, 100, 1000] }),
+            conns: self.conns,
+            threads: self.threads.unwrap_or(1),
+            rounds: self.rounds.unwrap_or(if quick { 1 } else { 3 }),
+            limit: self
+                .limit
+                .unwrap_or(Limit::Time(Duration::from_millis(if quick { 700 } else { 4_000 }))),
+            scale,
+            tls: self.tls,
+            quick,
+            dir: self.dir.unwrap_or_else(|| "target/compare".into()),
+            markdown: self.markdown,
+            json: self.json,
+        }
+    }
+}
+
+fn positive(flag: &str, value: &str) -> Result<usize, BadArgument> {
+    match value.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err(BadArgument(format!("{flag} {value}: expected a whole number above 0"))),
+    }
+}
+
+fn list(flag: &str, value: &str) -> Result<Vec<usize>, BadArgument> {
+    value.split(',').map(|part| positive(flag, part.trim())).collect()
+}
+
+fn seconds(flag: &str, value: &str) -> Result<Duration, BadArgument> {
+    match value.parse::<f64>() {
+        Ok(number) if number > 0.0 && number <= 3600.0 => Ok(Duration::from_secs_f64(number)),
+        _ => Err(BadArgument(format!(
+            "{flag} {value}: expected seconds above 0, at most 3600"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Option<Args>, BadArgument> {
+        Args::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn defaults_compare_with_the_packaged_etcd() {
+        let args = parse("").unwrap().unwrap();
+        assert_eq!(args.etcds, [PathBuf::from("/usr/bin/etcd")]);
+        assert_eq!(args.ours, PathBuf::from("target/release/quorate"));
+        assert_eq!(args.clients, [1, 100, 1000]);
+        assert_eq!(args.limit, Limit::Time(Duration::from_secs(4)));
+        assert!(
+            !args.workloads.contains(&Workload::Memory),
+            "a million keys are asked for by name"
+        );
+    }
+
+    #[test]
+    fn etcd_can_be_given_more_than_once() {
+        let args = parse("--etcd a --etcd=b --ours c --clients 1,7 --ops 10")
+            .unwrap()
+            .unwrap();
+        assert_eq!(args.etcds, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!(args.clients, [1, 7]);
+        assert_eq!(args.limit, Limit::Ops(10));
+    }
+
+    #[test]
+    fn quick_runs_everything_but_yields_to_explicit_flags() {
+        let args = parse("--rounds 2 --memory-keys 5 --quick").unwrap().unwrap();
+        assert_eq!(args.rounds, 2);
+        assert_eq!(args.scale.memory_keys, 5);
+        assert!(args.workloads.contains(&Workload::Memory));
+    }
+
+    #[test]
+    fn bad_words_say_which() {
+        for (line, text) in [
+            ("--clients 1,zero", "--clients zero: expected a whole number above 0"),
+            ("--seconds -1", "--seconds -1: expected seconds above 0, at most 3600"),
+            ("--rounds", "--rounds needs a value"),
+            ("--fast", "unknown flag --fast"),
+        ] {
+            assert_eq!(parse(line).unwrap_err(), BadArgument(text.into()));
+        }
+        assert!(parse("--workloads put,nothing").unwrap_err().0.contains("nothing"));
+    }
+}

@@ -1,0 +1,118 @@
+//! The rules for client certificates that come on top of their chain: revoked serial numbers and allowed names.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::verify_server_name;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::files::serial;
+use super::{CertificateIdentity, Error};
+
+/// Asks the standard verifier first and then the rules.
+#[derive(Debug)]
+pub(super) struct RuledVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    /// As etcd does it: a plain match of serial numbers over all certificates presented.
+    revoked: HashSet<Vec<u8>>,
+    hostnames: Vec<ServerName<'static>>,
+    common_names: Vec<String>,
+}
+
+impl RuledVerifier {
+    pub(super) fn new(
+        chain: Arc<dyn ClientCertVerifier>,
+        revoked: HashSet<Vec<u8>>,
+        hostnames: &[String],
+        common_names: &[String],
+    ) -> Result<Self, Error> {
+        let hostnames = hostnames
+            .iter()
+            .map(|name| ServerName::try_from(name.clone()).map_err(|_| Error::HostName(name.clone())))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            chain,
+            revoked,
+            hostnames,
+            common_names: common_names.to_vec(),
+        })
+    }
+
+    fn is_revoked(&self, certificate: &CertificateDer<'_>) -> Result<bool, rustls::Error> {
+        if self.revoked.is_empty() {
+            return Ok(false);
+        }
+        let (_, parsed) =
+            X509Certificate::from_der(certificate).map_err(|_| rustls::Error::from(CertificateError::BadEncoding))?;
+        Ok(self.revoked.contains(&serial(parsed.raw_serial())))
+    }
+
+    fn has_allowed_name(&self, certificate: &CertificateDer<'_>) -> Result<bool, rustls::Error> {
+        if !self.hostnames.is_empty() {
+            let parsed = ParsedCertificate::try_from(certificate)?;
+            if !self
+                .hostnames
+                .iter()
+                .any(|name| verify_server_name(&parsed, name).is_ok())
+            {
+                return Ok(false);
+            }
+        }
+        if !self.common_names.is_empty() {
+            let name = CertificateIdentity::of(certificate).and_then(|identity| identity.common_name);
+            return Ok(name.is_some_and(|name| self.common_names.contains(&name)));
+        }
+        Ok(true)
+    }
+}
+
+impl ClientCertVerifier for RuledVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        for certificate in std::iter::once(end_entity).chain(intermediates) {
+            if self.is_revoked(certificate)? {
+                return Err(CertificateError::Revoked.into());
+            }
+        }
+        if !self.has_allowed_name(end_entity)? {
+            return Err(CertificateError::NotValidForName.into());
+        }
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}

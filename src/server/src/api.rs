@@ -1,0 +1,5 @@
+//! What clients call.
+//!
+//! * [`v3`] — the gRPC services.
+
+pub mod v3;

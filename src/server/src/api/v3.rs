@@ -1,0 +1,109 @@
+//! The gRPC services: one handler a method, matched by [`Method`]. A handler checks the request, sends writes through
+//! the log or reads behind a barrier, and encodes the answer once.
+
+mod cluster;
+mod health;
+mod kv;
+mod lease;
+mod maintenance;
+mod parts;
+mod range;
+mod watch;
+
+use crate::member::Member;
+use crate::state::State;
+use crate::rpc::{self, CallContext, Incoming, Method, Outgoing, Reply};
+use bytes::Bytes;
+use prost::Message;
+use quorate_api::error::transport;
+use quorate_api::{Code, Error, Status};
+use std::sync::Arc;
+
+/// The services of one member. Calls are let in only once it is there.
+#[derive(Clone)]
+pub struct Services {
+    state: Arc<State>,
+}
+
+impl Services {
+    pub fn new(state: Arc<State>) -> Self {
+        Self { state }
+    }
+
+    /// Metadata that etcd's interceptors look at, in their order.
+    fn admit(&self, call: &CallContext) -> Result<&Arc<Member>, Status> {
+        let member = self.state.member().ok_or(Error::Stopped)?;
+        if call.client_api_version().is_err() {
+            return Err(Error::InvalidClientApiVersion.into());
+        }
+        if call.requires_leader() && member.node.leader().is_none() {
+            return Err(Error::NoLeader.into());
+        }
+        Ok(member)
+    }
+}
+
+impl rpc::Api for Services {
+    async fn unary(&self, method: Method, call: &CallContext, message: Bytes) -> Result<Reply, Status> {
+        let member = self.admit(call)?;
+        match method {
+            Method::KvPut => kv::put(member, message).await,
+            Method::KvRange => range::range(member, message).await,
+            Method::KvTxn => kv::txn(member, message).await,
+            Method::KvDeleteRange => kv::delete_range(member, message).await,
+            Method::KvCompact => kv::compact(member, message).await,
+            Method::LeaseGrant => lease::grant(member, message).await,
+            Method::LeaseRevoke => lease::revoke(member, message).await,
+            Method::LeaseTimeToLive => lease::time_to_live(member, message).await,
+            Method::LeaseLeases => lease::leases(member, message).await,
+            Method::ClusterMemberList => cluster::member_list(member, message).await,
+            Method::MaintenanceStatus => maintenance::status(member, message),
+            Method::MaintenanceAlarm => maintenance::alarm(member, message).await,
+            Method::MaintenanceHashKv => maintenance::hash_kv(member, message).await,
+            Method::HealthCheck => health::check(message),
+            Method::HealthList => health::list(message),
+            other => Err(not_yet(other)),
+        }
+    }
+
+    async fn stream(
+        &self,
+        method: Method,
+        call: CallContext,
+        incoming: Incoming,
+        outgoing: Outgoing,
+    ) -> Result<(), Status> {
+        let member = self.admit(&call)?;
+        match method {
+            Method::Watch => watch::serve(member, call, incoming, outgoing).await,
+            Method::LeaseKeepAlive => lease::keep_alive(member, incoming, outgoing).await,
+            Method::KvRangeStream => range::stream(member, incoming, outgoing).await,
+            Method::HealthWatch => health::watch(incoming, outgoing).await,
+            other => Err(not_yet(other)),
+        }
+    }
+}
+
+/// A method that etcd has and this version does not serve. Said as such, so that nobody looks for a typing mistake.
+fn not_yet(method: Method) -> Status {
+    let (service, name) = (method.service(), method.name());
+    Status::new(Code::Unimplemented, format!("{service}/{name} is not yet served by Quorate"))
+}
+
+fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
+    M::decode(message).map_err(transport::bad_message)
+}
+
+/// [`decode`] for messages of a stream.
+fn decode_streamed<M: Message + Default>(message: Bytes) -> Result<M, Status> {
+    M::decode(message).map_err(transport::bad_stream_message)
+}
+
+fn reply(message: &impl Message) -> Result<Reply, Status> {
+    Ok(Reply::Message(message.encode_to_vec().into()))
+}
+
+/// An outcome whose kind is not that of its command: impossible, and reported instead of trusted.
+fn mismatched() -> Status {
+    Status::new(Code::Internal, "the command's outcome is of another kind")
+}

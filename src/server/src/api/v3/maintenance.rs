@@ -1,0 +1,76 @@
+//! Maintenance: what this member says about itself, and alarms.
+
+use super::{decode, mismatched, reply};
+use crate::member::Member;
+use crate::rpc::Reply as RpcReply;
+use bytes::Bytes;
+use quorate_api::proto::etcdserverpb::{self as pb, AlarmType, alarm_request::AlarmAction};
+use quorate_api::proto::quorate::AlarmSet;
+use quorate_api::{Error, Status, version};
+use quorate_store::command::{Command, Reply};
+use std::sync::Arc;
+
+pub fn status(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
+    let _: pb::StatusRequest = decode(message)?;
+    let raft = member.node.status();
+    let sizes = member.store.sizes();
+    let mut errors = Vec::new();
+    if raft.leader.is_none() {
+        errors.push(Error::NoLeader.text().to_owned());
+    }
+    let text = |alarm: &pb::AlarmMember| format!("memberID:{} alarm:{} ", alarm.member_id, alarm.alarm().as_str_name());
+    errors.extend(member.store.alarms().iter().map(text));
+    reply(&pb::StatusResponse {
+        header: Some(member.header_now()),
+        version: version::ETCD_VERSION.to_owned(),
+        db_size: sizes.total_bytes.try_into().unwrap_or(i64::MAX),
+        leader: raft.leader.unwrap_or(0),
+        raft_index: raft.committed,
+        raft_term: raft.term,
+        raft_applied_index: raft.applied,
+        errors,
+        db_size_in_use: sizes.in_use_bytes.try_into().unwrap_or(i64::MAX),
+        is_learner: false,
+        storage_version: version::STORAGE_VERSION.to_owned(),
+        db_size_quota: member.limits.quota_bytes.map_or(-1, |quota| quota.try_into().unwrap_or(i64::MAX)),
+        downgrade_info: Some(pb::DowngradeInfo::default()),
+    })
+}
+
+pub async fn alarm(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
+    let request: pb::AlarmRequest = decode(message)?;
+    let alarms = match (AlarmAction::try_from(request.action), AlarmType::try_from(request.alarm)) {
+        (Ok(AlarmAction::Get), alarm) => {
+            member.linearize().await?;
+            let mut alarms = member.store.alarms();
+            alarms.retain(|held| alarm == Ok(AlarmType::None) || held.alarm == request.alarm);
+            alarms
+        }
+        (Ok(action), Ok(AlarmType::Nospace | AlarmType::Corrupt)) => {
+            let active = action == AlarmAction::Activate;
+            let set = AlarmSet { member_id: request.member_id, alarm: request.alarm, active };
+            match member.propose(&Command::AlarmSet(set)).await?.result? {
+                Reply::Alarm(changed) => changed.into_iter().collect(),
+                _ => return Err(mismatched()),
+            }
+        }
+        // An action or alarm that nobody knows changes nothing (etcd's process ends here).
+        _ => Vec::new(),
+    };
+    reply(&pb::AlarmResponse { header: Some(member.header_now()), alarms })
+}
+
+pub async fn hash_kv(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
+    let request: pb::HashKvRequest = decode(message)?;
+    member.linearize().await?;
+    let store = member.store.clone();
+    // Walks the whole history: off the threads that serve.
+    let hashed = tokio::task::spawn_blocking(move || store.hash_kv(request.revision)).await;
+    let hash = hashed.map_err(|_| Status::from(Error::Stopped))??;
+    reply(&pb::HashKvResponse {
+        header: Some(member.header(hash.revision)),
+        hash: hash.hash,
+        compact_revision: hash.compacted,
+        hash_revision: hash.at.0,
+    })
+}

@@ -1,0 +1,154 @@
+//! This member, as its request handlers see it: consensus, store and watch hub, the limits that were configured, and
+//! what every answer's header says.
+
+use crate::budget::Budget;
+use quorate_api::proto::etcdserverpb::{AlarmType, ResponseHeader};
+use quorate_api::proto::quorate::AlarmSet;
+use quorate_api::{ClusterId, Error, MemberId, Revision, Status};
+use quorate_raft::barrier::BarrierError;
+use quorate_raft::{Node, ProposeError};
+use quorate_store::Store;
+use quorate_store::command::{Command, Outcome};
+use quorate_store::watch::Hub;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+/// What the operator set and requests are held against.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// `--max-request-bytes`: of one replicated request.
+    pub request_bytes: usize,
+    /// `--max-txn-ops`
+    pub txn_ops: usize,
+    /// `--quota-backend-bytes`; `None`: no quota.
+    pub quota_bytes: Option<u64>,
+    /// How long a request may wait for consensus: 5 s and two election timeouts.
+    pub request_timeout: Duration,
+    pub election_timeout: Duration,
+    /// Shortest lease: one and a half election timeouts, in whole seconds.
+    pub lease_ttl_min_secs: i64,
+}
+
+/// Bytes that etcd's internal request adds to a client's: part of what `--max-request-bytes` is compared with.
+const REQUEST_OVERHEAD: usize = 18;
+
+/// Long selections at a time: they are bound by CPU and memory bandwidth, and writes want their share of both.
+const LARGE_READS: usize = 4;
+
+/// Shared by everything that serves requests.
+pub struct Member {
+    pub id: MemberId,
+    pub cluster: ClusterId,
+    pub node: Arc<Node>,
+    pub store: Store,
+    pub hub: Hub,
+    pub limits: Limits,
+    /// Memory for answers that are being put together.
+    pub memory: Budget,
+    /// Selections that may be long run this many at a time, off the threads that serve.
+    pub large_reads: Arc<Semaphore>,
+    raising_nospace: AtomicBool,
+}
+
+impl Member {
+    pub fn new(id: MemberId, cluster: ClusterId, node: Arc<Node>, hub: Hub, limits: Limits, memory: Budget) -> Self {
+        let store = node.store().clone();
+        let large_reads = Arc::new(Semaphore::new(LARGE_READS));
+        let raising_nospace = AtomicBool::new(false);
+        Self { id, cluster, node, store, hub, limits, memory, large_reads, raising_nospace }
+    }
+
+    /// A header that speaks of `revision`, with the term as it is now.
+    pub fn header(&self, revision: Revision) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.cluster.0,
+            member_id: self.id.0,
+            revision: revision.0,
+            raft_term: self.node.term(),
+        }
+    }
+
+    /// A header that speaks of the store as it is now.
+    pub fn header_now(&self) -> ResponseHeader {
+        self.header(self.store.revision())
+    }
+
+    /// Sends a command through the log and waits until this member has applied it.
+    pub async fn propose(&self, command: &Command) -> Result<Outcome, Status> {
+        let answer = tokio::time::timeout(self.limits.request_timeout, self.node.propose(command)).await;
+        let error = match answer {
+            Ok(Ok(outcome)) => return Ok(outcome),
+            Err(_) if self.node.leader().is_none() => Error::DeadlineExceeded,
+            Err(_) => Error::Timeout,
+            Ok(Err(ProposeError::TooManyRequests)) => Error::TooManyRequests,
+            Ok(Err(ProposeError::NotLeader)) => Error::NoLeader,
+            Ok(Err(ProposeError::Unknown)) => Error::Timeout,
+            Ok(Err(ProposeError::Stopped)) => Error::Stopped,
+        };
+        Err(error.into())
+    }
+
+    /// Waits until a local read sees everything that was acknowledged before the call.
+    pub async fn linearize(&self) -> Result<(), Status> {
+        match tokio::time::timeout(self.limits.request_timeout, self.node.barrier().pass()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(BarrierError::LeaderChanged)) => Err(Error::LeaderChanged.into()),
+            Ok(Err(BarrierError::Stopped)) => Err(Error::Stopped.into()),
+            Err(_) => Err(Error::Timeout.into()),
+        }
+    }
+
+    /// `--max-request-bytes`, for a request of so many encoded bytes.
+    pub fn check_size(&self, encoded: usize) -> Result<(), Status> {
+        if encoded + REQUEST_OVERHEAD > self.limits.request_bytes {
+            return Err(Error::RequestTooLarge.into());
+        }
+        Ok(())
+    }
+
+    /// Refuses what would take the store over its quota, and raises the alarm that makes all members refuse. Requests
+    /// that cost nothing always pass, since only they can make room.
+    pub fn check_quota(self: &Arc<Self>, cost: u64) -> Result<(), Status> {
+        if cost == 0 {
+            return Ok(());
+        }
+        if self.store.is_full() {
+            return Err(Error::NoSpace.into());
+        }
+        let Some(quota) = self.limits.quota_bytes else { return Ok(()) };
+        if self.store.sizes().in_use_bytes.saturating_add(cost) < quota {
+            return Ok(());
+        }
+        self.raise_nospace();
+        Err(Error::NoSpace.into())
+    }
+
+    /// Returns when everything that compaction up to `revision` takes is gone from the file for good.
+    pub async fn wait_for_compaction(&self, revision: i64) -> Result<(), Status> {
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        self.store.on_compacted(revision, move |result| drop(tx.send(result)));
+        match rx.await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(Error::Stopped.into()),
+        }
+    }
+
+    fn raise_nospace(self: &Arc<Self>) {
+        let raised = |alarm: &quorate_api::proto::etcdserverpb::AlarmMember| {
+            alarm.member_id == self.id.0 && alarm.alarm() == AlarmType::Nospace
+        };
+        if self.store.alarms().iter().any(raised) || self.raising_nospace.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        warn!(quota_bytes = self.limits.quota_bytes, "quota exceeded; raising the NOSPACE alarm");
+        let member = self.clone();
+        tokio::spawn(async move {
+            let alarm = AlarmSet { member_id: member.id.0, alarm: AlarmType::Nospace as i32, active: true };
+            let _ = member.propose(&Command::AlarmSet(alarm)).await;
+            member.raising_nospace.store(false, Ordering::Release);
+        });
+    }
+}

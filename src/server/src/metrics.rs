@@ -1,0 +1,12 @@
+//! The node's metrics: etcd's names, so that its dashboards and alerts work unchanged.
+//!
+//! * [`disk`] — log and backend, counted on their own threads;
+//! * [`rpc`] — calls and bytes of clients, by method;
+//! * [`live`] — what is read from the member when somebody asks;
+//! * [`absent`] — families that dashboards expect of parts that this version does not have: they stand at zero, which is
+//!   how often those parts have run.
+
+pub mod absent;
+pub mod disk;
+pub mod live;
+pub mod rpc;

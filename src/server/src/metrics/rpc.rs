@@ -1,0 +1,125 @@
+//! Calls and bytes of clients.
+
+use crate::rpc::{CallContext, Kind, Method, RpcObserver};
+use parking_lot::RwLock;
+use prometheus::{IntCounter, IntCounterVec};
+use quorate_api::Code;
+use quorate_runtime::metrics::{GrpcMetrics, MethodMetrics, Registry};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Versions of client libraries that get a label of their own. The header is the client's to choose, and each new
+/// label is memory for good.
+const VERSIONS_MAX: usize = 32;
+
+/// Counts calls. Every handle is looked up once, at start.
+pub struct Rpc {
+    methods: Vec<Arc<MethodMetrics>>,
+    received: IntCounter,
+    sent: IntCounter,
+    requests: IntCounterVec,
+    unknown: [IntCounter; 2],
+    by_version: RwLock<HashMap<(bool, String), IntCounter>>,
+}
+
+impl Rpc {
+    pub fn new(registry: &Registry, extensive: bool) -> prometheus::Result<Self> {
+        let grpc = Arc::new(GrpcMetrics::new(extensive)?);
+        let missing = |method: &Method| prometheus::Error::Msg(format!("no metrics for {}", method.path()));
+        let methods = Method::ALL
+            .iter()
+            .map(|method| grpc.method(method.path()).ok_or_else(|| missing(method)))
+            .collect::<prometheus::Result<_>>()?;
+        registry.add_source(grpc);
+        let requests = registry.counter_vec(
+            "etcd_server_client_requests_total",
+            "Requests by kind and by the API version of the client's library.",
+            &["type", "client_api_version"],
+        )?;
+        Ok(Self {
+            methods,
+            received: registry.counter(
+                "etcd_network_client_grpc_received_bytes_total",
+                "Bytes of request messages from clients.",
+            )?,
+            sent: registry
+                .counter("etcd_network_client_grpc_sent_bytes_total", "Bytes of response messages to clients.")?,
+            unknown: [
+                requests.with_label_values(&["unary", "unknown"]),
+                requests.with_label_values(&["stream", "unknown"]),
+            ],
+            requests,
+            by_version: RwLock::default(),
+        })
+    }
+
+    fn method(&self, method: Method) -> &MethodMetrics {
+        &self.methods[method.index()]
+    }
+
+    fn count_request(&self, stream: bool, version: &str) {
+        let key = (stream, version.to_owned());
+        if let Some(counter) = self.by_version.read().get(&key) {
+            counter.inc();
+            return;
+        }
+        let mut known = self.by_version.write();
+        if known.len() >= VERSIONS_MAX || !is_version(version) {
+            self.unknown[usize::from(stream)].inc();
+            return;
+        }
+        let kind = if stream { "stream" } else { "unary" };
+        known.entry(key).or_insert_with(|| self.requests.with_label_values(&[kind, version])).inc();
+    }
+}
+
+/// Digits and dots, as all released clients send.
+fn is_version(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 16 && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+}
+
+impl RpcObserver for Rpc {
+    fn started(&self, method: Method, call: &CallContext) {
+        self.method(method).started();
+        let stream = method.kind() != Kind::Unary;
+        match call.client_api_version() {
+            Ok(Some(version)) => self.count_request(stream, version),
+            _ => self.unknown[usize::from(stream)].inc(),
+        }
+    }
+
+    fn received(&self, method: Method, bytes: usize) {
+        self.method(method).received(1);
+        self.received.inc_by(bytes as u64);
+    }
+
+    fn sent(&self, method: Method, bytes: usize) {
+        self.method(method).sent(1);
+        self.sent.inc_by(bytes as u64);
+    }
+
+    fn handled(&self, method: Method, code: Code, took: Duration) {
+        self.method(method).handled(i32::from(code.number()), took);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A20
+    #[test]
+    fn labels_come_from_a_closed_set() {
+        let registry = Registry::new();
+        let rpc = Rpc::new(&registry, false).unwrap();
+        for n in 0..1000 {
+            rpc.count_request(false, &format!("3.{n}"));
+        }
+        rpc.count_request(true, "3.7\"} 1\nfake 2");
+        let page = registry.scrape();
+        let lines = page.lines().filter(|line| line.starts_with("etcd_server_client_requests_total{")).count();
+        assert_eq!(lines, VERSIONS_MAX + 2);
+        assert!(!page.contains("fake"));
+    }
+}

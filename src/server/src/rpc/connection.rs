@@ -1,0 +1,320 @@
+//! One HTTP/2 connection: a single task that reads requests, runs unary calls, and writes what all of them have to say.
+//!
+//! Each turn of the task reads everything that has arrived, starts the calls in it, polls the calls that can go on, lets
+//! HTTP/2 frame their answers, and only then writes, once (see `cork`). Calls that stream run in tasks of their own and
+//! hand their messages over through HTTP/2's own queues.
+//!
+//! Invariants: all unary calls of the connection are dropped with it. While more than [`Limits::unwritten_bytes_max`] of
+//! replies wait for the client, no further calls are started; they stay in HTTP/2's queue, under its flow control.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::header::CONTENT_TYPE;
+use http::{Method as HttpMethod, Request, Response, StatusCode};
+use quorate_api::error::transport;
+use quorate_api::{Code, Status};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use super::cork::{Cork, cork};
+use super::framing::ReadLimits;
+use super::keepalive::{Keepalive, PingWatch, too_many_pings};
+use super::payload::Payload;
+use super::{Api, CallContext, Kind, Limits, Method, PeerInfo, RpcObserver, call, stream, trailers, unary};
+use crate::http::HttpService;
+use crate::listen::Stop;
+
+/// Most bytes that a connection buffers for calls whose handlers do not read.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// The same for one call.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// What HTTP/2 queues for one stream before it says that there is no room.
+const SEND_BUFFER_BYTES: usize = 256 * 1024;
+/// Bodies of one connection that may have a piece in memory at a time.
+const BODIES_MAX: usize = 8;
+/// What small DATA frames may cost that no handler has read yet, at 256 bytes each less what they carry. The library's
+/// default ends the connection of a client that opens two thousand watches at once.
+const SMALL_FRAMES_BUDGET: usize = 8 * 1024 * 1024;
+
+/// The handlers and limits that all connections share.
+pub struct Rpc<A> {
+    pub(crate) api: Arc<A>,
+    observer: Arc<dyn RpcObserver>,
+    limits: Limits,
+    /// Bytes of partial request messages that are still allowed.
+    partial: Arc<Semaphore>,
+}
+
+impl<A: Api> Rpc<A> {
+    pub fn new(api: Arc<A>, observer: Arc<dyn RpcObserver>, limits: Limits) -> Arc<Self> {
+        let partial = Arc::new(Semaphore::new(limits.partial_bytes_max.min(Semaphore::MAX_PERMITS)));
+        Arc::new(Self {
+            api,
+            observer,
+            limits,
+            partial,
+        })
+    }
+
+    fn conn(&self, peer: Arc<PeerInfo>) -> Arc<Conn> {
+        Arc::new(Conn {
+            observer: Arc::clone(&self.observer),
+            peer,
+            read_limits: ReadLimits {
+                message_bytes_max: self.limits.message_bytes_max,
+                message_deadline: self.limits.message_deadline,
+                partial: Arc::clone(&self.partial),
+            },
+            unwritten: Arc::new(Semaphore::new(self.limits.unwritten_bytes_max)),
+            unwritten_max: self.limits.unwritten_bytes_max,
+            bodies: Semaphore::new(BODIES_MAX),
+            blocked_bytes: AtomicUsize::new(0),
+            sent: AtomicBool::new(false),
+        })
+    }
+
+    fn builder(&self) -> h2::server::Builder {
+        let limits = &self.limits;
+        let mut builder = h2::server::Builder::new();
+        builder
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(limits.header_bytes_max)
+            .max_concurrent_streams(limits.concurrent_streams_max.min(Limits::STREAMS_MAX))
+            .max_pending_accept_reset_streams(limits.pending_resets_max)
+            .max_concurrent_reset_streams(limits.pending_resets_max)
+            .max_local_error_reset_streams(Some(1024))
+            .max_send_buffer_size(SEND_BUFFER_BYTES)
+            .data_frame_budget(SMALL_FRAMES_BUDGET);
+        builder
+    }
+}
+
+/// What the calls of one connection share.
+pub(crate) struct Conn {
+    pub(crate) observer: Arc<dyn RpcObserver>,
+    pub(crate) peer: Arc<PeerInfo>,
+    pub(crate) read_limits: ReadLimits,
+    /// Bytes that may still be handed to HTTP/2; each goes back when it is written.
+    unwritten: Arc<Semaphore>,
+    unwritten_max: usize,
+    /// Bodies of which a piece is in memory and not yet handed to HTTP/2.
+    pub(crate) bodies: Semaphore,
+    /// Replies that wait for the client.
+    pub(crate) blocked_bytes: AtomicUsize,
+    /// Something of a call was sent since the last turn.
+    sent: AtomicBool,
+}
+
+impl Conn {
+    pub(crate) fn note_sent(&self) {
+        self.sent.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn try_lease(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.unwritten)
+            .try_acquire_many_owned(self.permits(bytes))
+            .ok()
+    }
+
+    /// Waits until so many bytes may be handed over.
+    pub(crate) async fn lease(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let permits = self.permits(bytes);
+        Arc::clone(&self.unwritten).acquire_many_owned(permits).await.ok()
+    }
+
+    /// A piece larger than the whole budget may go when nothing else is under way.
+    fn permits(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes.min(self.unwritten_max)).unwrap_or(u32::MAX)
+    }
+}
+
+enum Route {
+    Grpc(Method, CallContext),
+    Http,
+    Refuse(Box<Response<()>>),
+}
+
+/// Decides what a request is, in the order in which Go's server looks at it.
+fn route(request: &mut Request<RecvStream>, conn: &Conn, has_http: bool) -> Route {
+    let refuse = |http, status: &Status| Route::Refuse(Box::new(trailers::only(http, status)));
+    let content_type = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .map_or(&b""[..], |value| value.as_bytes());
+    if !is_grpc(content_type) {
+        if has_http && !content_type.starts_with(b"application/grpc") {
+            return Route::Http;
+        }
+        let shown = String::from_utf8_lossy(content_type);
+        let status = Status::new(
+            Code::InvalidArgument,
+            format!("invalid gRPC request content-type {shown:?}"),
+        );
+        return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, &status);
+    }
+    if request.method() != HttpMethod::POST {
+        let status = Status::new(
+            Code::Internal,
+            format!(
+                "Received a HEADERS frame with :method {:?} which should be POST",
+                request.method().as_str()
+            ),
+        );
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, &status);
+    }
+    let timeout = match call::parse_timeout(request.headers()) {
+        Ok(timeout) => timeout,
+        Err(status) => return refuse(StatusCode::BAD_REQUEST, &status),
+    };
+    let Some(method) = Method::from_path(request.uri().path()) else {
+        return refuse(StatusCode::OK, &unknown(request.uri().path()));
+    };
+    // A deadline beyond what the clock can say is none.
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let metadata = std::mem::take(request.headers_mut());
+    Route::Grpc(method, CallContext::new(Arc::clone(&conn.peer), metadata, deadline))
+}
+
+/// `application/grpc`, alone or followed by a subtype or a parameter.
+fn is_grpc(content_type: &[u8]) -> bool {
+    match content_type.strip_prefix(b"application/grpc") {
+        Some(rest) => matches!(rest.first(), None | Some(b'+' | b';')),
+        None => false,
+    }
+}
+
+fn unknown(path: &str) -> Status {
+    let name = path.strip_prefix('/').unwrap_or(path);
+    match name.rsplit_once('/') {
+        None => Status::new(Code::Unimplemented, format!("malformed method name: {path:?}")),
+        Some((service, method)) if Method::knows_service(service) => transport::unknown_method(service, method),
+        Some((service, _)) => transport::unknown_service(service),
+    }
+}
+
+/// Serves one connection until it ends, is told to stop, or is given up.
+pub(crate) async fn serve<A, S>(
+    rpc: Arc<Rpc<A>>,
+    io: S,
+    peer: Arc<PeerInfo>,
+    http: Option<HttpService>,
+    stop: Stop,
+) -> Result<(), h2::Error>
+where
+    A: Api,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let conn = rpc.conn(peer);
+    let (io, cork) = cork(io, PingWatch::new(rpc.limits.ping_interval_min));
+    let mut h2 = rpc.builder().handshake::<_, Payload>(io).await?;
+    cork.close();
+    let mut keepalive = match (rpc.limits.keepalive_interval, h2.ping_pong()) {
+        (Some(interval), Some(pings)) => Some(Keepalive::new(pings, interval, rpc.limits.keepalive_timeout)),
+        _ => None,
+    };
+    let mut calls = FuturesUnordered::new();
+    let mut drain = pin!(stop.drain.cancelled());
+    let mut draining = false;
+    std::future::poll_fn(|cx| {
+        if !draining && drain.as_mut().poll(cx).is_ready() {
+            draining = true;
+            h2.graceful_shutdown();
+        }
+        // Whether HTTP/2 may have something to read or to frame.
+        let mut stirred = true;
+        loop {
+            // A call that was started is polled before the next one is taken, so that the gate below sees its reply.
+            while let Poll::Ready(Some(())) = calls.poll_next_unpin(cx) {
+                stirred = true;
+            }
+            if !std::mem::take(&mut stirred) {
+                break;
+            }
+            let gated = conn.blocked_bytes.load(Ordering::Relaxed) > rpc.limits.unwritten_bytes_max;
+            if gated {
+                if let Poll::Ready(result) = h2.poll_closed(cx) {
+                    return Poll::Ready(result);
+                }
+            } else {
+                match h2.poll_accept(cx) {
+                    Poll::Pending => {}
+                    Poll::Ready(None) => return Poll::Ready(Ok(())),
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                    Poll::Ready(Some(Ok((mut request, respond)))) => {
+                        stirred = true;
+                        match route(&mut request, &conn, http.is_some()) {
+                            Route::Grpc(method, call) => {
+                                let (api, conn) = (Arc::clone(&rpc.api), Arc::clone(&conn));
+                                let body = request.into_body();
+                                match method.kind() {
+                                    Kind::Unary => {
+                                        calls.push(unary::serve(api, conn, method, call, body, respond));
+                                    }
+                                    Kind::ServerStream | Kind::Bidi => {
+                                        stop.tasks.spawn(stream::serve(api, conn, method, call, body, respond));
+                                    }
+                                }
+                            }
+                            Route::Http => {
+                                if let Some(http) = http.clone() {
+                                    let conn = Arc::clone(&conn);
+                                    stop.tasks
+                                        .spawn(crate::http::over_h2::serve(http, conn, request, respond));
+                                }
+                            }
+                            Route::Refuse(response) => refuse(respond, *response),
+                        }
+                    }
+                }
+            }
+        }
+        let sent = conn.sent.swap(false, Ordering::Relaxed);
+        let abused = cork.with_pings(|pings| {
+            let abused = pings.is_abused();
+            pings.update(h2.has_streams(), sent);
+            abused
+        });
+        if abused {
+            return give_up(&cork, cx);
+        }
+        if let Some(keepalive) = &mut keepalive
+            && keepalive.poll_dead(cx, cork.reads()).is_ready()
+        {
+            tracing::debug!("client did not answer a keepalive ping");
+            return Poll::Ready(Ok(()));
+        }
+        match cork.poll_drain(cx) {
+            Poll::Ready(Err(error)) => {
+                tracing::debug!(%error, "write to client failed");
+                Poll::Ready(Ok(()))
+            }
+            _ => Poll::Pending,
+        }
+    })
+    .await
+}
+
+fn refuse(mut respond: SendResponse<Payload>, response: Response<()>) {
+    // An error means that the client has already given up.
+    let _ = respond.send_response(response, true);
+}
+
+/// Sends a client away that pings too often. What does not fit into the socket at once is not waited for.
+fn give_up<S: AsyncRead + AsyncWrite + Unpin>(
+    cork: &Cork<S>,
+    cx: &mut std::task::Context<'_>,
+) -> Poll<Result<(), h2::Error>> {
+    tracing::debug!("client pings too often");
+    cork.append(&too_many_pings());
+    let _ = cork.poll_drain(cx);
+    Poll::Ready(Ok(()))
+}

@@ -1,0 +1,408 @@
+//! Start and stop, in order.
+//!
+//! ```text
+//! settings ─► logging ─► who founds what ─► data directory ─► ports (silent) ─► log, store, consensus ─► hub ─► serve
+//!                                                                                                      │
+//! exit ◄─ log and store closed ◄─ what was accepted is answered ◄─ ports closed ◄──── SIGTERM, SIGINT ─┘
+//! ```
+//!
+//! Nothing is written before all settings are known to be good.
+
+use crate::api::v3::Services;
+use crate::bootstrap::data_dir::{DataDir, Identity};
+use crate::bootstrap::initial_cluster::{self, InitialCluster};
+use crate::budget::Budget;
+use crate::config::{self, Config, Exit, Loaded, MetricsLevel, Url};
+use crate::http::{Cors, HostWhitelist, HttpService, NodeState, Ops};
+use crate::listen::{self, Binding, Gate, ListenLimits, ListenUrl, Server, Service, SocketOptions};
+use crate::member::{Limits, Member};
+use crate::metrics;
+use crate::rpc::{self, Rpc};
+use crate::state::State;
+use anyhow::{Context, anyhow};
+use quorate_api::proto::quorate::{ClusterInit, MemberPublish};
+use quorate_api::{ClusterId, MemberId};
+use quorate_api::proto::etcdserverpb as pb;
+use quorate_raft::Node;
+use quorate_runtime::metrics::Registry;
+use quorate_runtime::telemetry::{FLUSH_PATIENCE, Level, Record, Telemetry};
+use quorate_runtime::tls::{ServerTls, ServerTlsOptions};
+use quorate_store::command::Command;
+use quorate_store::event::EventBatch;
+use quorate_store::watch::Hub;
+use quorate_store::{EventSink, Store, validate};
+use quorate_wal::{LogPos, RealDisk, Wal};
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+/// From the signal to the end, all of it takes less than the 1.5 s that etcd's own suites allow.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
+const PROPOSALS_PATIENCE: Duration = Duration::from_millis(300);
+
+/// Memory for answers that are being put together, all requests together.
+const ANSWER_BYTES: usize = 256 << 20;
+
+/// Descriptors that are not for clients.
+const DESCRIPTORS_RESERVED: u64 = 150;
+
+/// gRPC takes messages this much larger than `--max-request-bytes`.
+const MESSAGE_OVERHEAD: usize = 512 << 10;
+
+/// The process. Everything that ends it before it serves is said in etcd's words and with etcd's exit codes.
+pub fn main() -> ExitCode {
+    let Loaded { config, notices } = match config::load(std::env::args_os(), std::env::vars_os()) {
+        Ok(loaded) => loaded,
+        Err(exit) => return exit.emit(),
+    };
+    let telemetry = match Telemetry::open(&config.log).and_then(|telemetry| telemetry.install().map(|()| telemetry)) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return Exit::refused(error).emit(),
+    };
+    notices.iter().for_each(|notice| telemetry.record(notice));
+    let ended = serve(&config, &telemetry);
+    match &ended {
+        Ok(Ended::Signal(signal)) => info!(signal, "stopped"),
+        Ok(Ended::Fatal(reason)) => fatal(&telemetry, "the node can't go on", reason),
+        Err(error) => fatal(&telemetry, "discovery failed", &format!("{error:#}")),
+    }
+    telemetry.flush(FLUSH_PATIENCE);
+    match ended {
+        Ok(Ended::Signal(signal)) => die_by(signal),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn fatal(telemetry: &Telemetry, msg: &'static str, error: &str) {
+    telemetry.record(&Record::new(Level::Fatal, msg).field("error", error.to_owned()));
+}
+
+/// Ends by the signal that asked for it, so that whoever waits for the process sees why. Init has nobody to tell.
+fn die_by(signal: i32) -> ExitCode {
+    if rustix::process::getpid().as_raw_nonzero().get() != 1 {
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
+    }
+    ExitCode::SUCCESS
+}
+
+/// Why a node that served has ended.
+enum Ended {
+    Signal(i32),
+    Fatal(String),
+}
+
+fn serve(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Ended> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("serve")
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let ended = start(config, telemetry, &runtime);
+    // Blocking reads that are still running hold nothing that has to be closed.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    ended
+}
+
+fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::Result<Ended> {
+    telemetry.record(&config.start_record(DataDir::is_initialized(&config.data_dir)));
+    let _in_runtime = runtime.enter();
+    let tls = load_tls(config)?;
+    // Checked and bound first, so that a taken port or a bad certificate leaves no trace on disk.
+    let clients = bind(&config.listen_client_urls)?;
+    let probes = bind(&config.listen_metrics_urls)?;
+    if config.listen_metrics_urls.iter().any(Url::is_tls) && tls.is_none() {
+        return Err(anyhow!("client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url"));
+    }
+    let (died_tx, mut died) = mpsc::unbounded_channel();
+    let on_fatal: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |reason| drop(died_tx.send(reason)));
+
+    let registry = Arc::new(Registry::new());
+    let disk_metrics = Arc::new(metrics::disk::Disk::new(&registry, on_fatal.clone())?);
+    let rpc_metrics = Arc::new(metrics::rpc::Rpc::new(&registry, config.metrics == MetricsLevel::Extensive)?);
+    let state = Arc::new(State::new(&registry)?);
+    metrics::absent::register(&registry)?;
+    let quota_bytes = config.quota_backend.map_or(0, |quota| quota.0);
+    registry.add_source(Arc::new(metrics::live::Live { state: state.clone(), quota_bytes }));
+
+    let (key, gate) = Gate::closed();
+    let server = Server::new(listen_limits());
+    let ops = ops(config, &state, &registry);
+    for binding in probes {
+        server.serve(binding, Service::metrics(HttpService::metrics(ops.clone()), tls.clone()));
+    }
+    let rpc = Rpc::new(Arc::new(Services::new(state.clone())), rpc_metrics, rpc_limits(config));
+    for binding in clients {
+        let http = HttpService::client(
+            ops.clone(),
+            axum::Router::new(),
+            Cors::default(),
+            HostWhitelist::default(),
+            message_bytes_max(config),
+        );
+        server.serve(binding, Service::client(rpc.clone(), Some(http), tls.clone(), gate.clone()));
+    }
+
+    let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
+    let starting = {
+        let (config, disk) = (config.clone(), disk_metrics);
+        runtime.spawn_blocking(move || start_member(&config, disk, on_fatal))
+    };
+    let (signal, reason) = (|signal: i32| Ok(Ended::Signal(signal)), |reason| Ok(Ended::Fatal(reason)));
+    let (member, _data_dir) = match runtime.block_on(async {
+        tokio::select! {
+            started = starting => Either::Left(started),
+            _ = terminate.recv() => Either::Right(libc_signal::TERM),
+            _ = interrupt.recv() => Either::Right(libc_signal::INT),
+        }
+    }) {
+        Either::Left(started) => started.context("start the member")??,
+        // Before it serves there is nothing to hand over or to answer; the log takes care of the rest.
+        Either::Right(number) => return signal(number),
+    };
+    state.ready(member.clone());
+    key.open();
+    let progress = runtime.spawn(tick_progress(member.hub.clone(), config.watch_progress_notify_interval));
+
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            _ = terminate.recv() => signal(libc_signal::TERM),
+            _ = interrupt.recv() => signal(libc_signal::INT),
+            Some(why) = died.recv() => reason(why),
+        }
+    })?;
+    if let Ended::Signal(number) = ended {
+        let name = if number == libc_signal::TERM { "terminated" } else { "interrupt" };
+        info!(signal = name, "received signal; shutting down");
+    }
+    progress.abort();
+    runtime.block_on(server.shutdown(DRAIN_PATIENCE));
+    member.node.stop(PROPOSALS_PATIENCE);
+    member.hub.stop();
+    Ok(ended)
+}
+
+enum Either<L, R> {
+    Left(L),
+    Right(R),
+}
+
+/// The numbers are the same on every system that this runs on.
+mod libc_signal {
+    pub const INT: i32 = 2;
+    pub const TERM: i32 = 15;
+}
+
+/// Opens what is on disk, replays what the log has, and makes itself known.
+fn start_member(
+    config: &Config,
+    disk: Arc<metrics::disk::Disk>,
+    on_fatal: Arc<dyn Fn(String) + Send + Sync>,
+) -> anyhow::Result<(Arc<Member>, DataDir)> {
+    let data_dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
+    let (identity, founded) = match data_dir.identity()? {
+        Some(identity) => (identity, None),
+        None => {
+            let resolve = &initial_cluster::system_resolve;
+            let cluster = initial_cluster::found(config, resolve, initial_cluster::RESOLVE_PATIENCE)?;
+            let identity = Identity {
+                cluster: ClusterId(cluster.cluster_id),
+                member: MemberId(cluster.member_id),
+                incarnation: rand::random(),
+            };
+            data_dir.write_identity(identity)?;
+            (identity, Some(cluster))
+        }
+    };
+
+    let hub: Arc<OnceLock<Hub>> = Arc::default();
+    let (store, applier) = open_store(&data_dir, disk.clone(), hub.clone())?;
+    if let Some(cluster) = store.cluster_id().filter(|cluster| *cluster != identity.cluster) {
+        return Err(anyhow!(
+            "{} holds data of cluster {cluster}, and this member is of cluster {}: the files in the data directory do \
+             not belong together",
+            data_dir.store().display(),
+            identity.cluster
+        ));
+    }
+    let wal = open_wal(&data_dir, &store, disk, on_fatal.clone())?;
+    let options = quorate_raft::Options {
+        member: identity.member.0,
+        heartbeat: config.heartbeat_interval,
+        election: config.election_timeout,
+        snapshot_count: config.snapshot_count,
+        catchup_entries: config.snapshot_catchup_entries,
+        on_fatal,
+    };
+    let node = Node::start(options, wal, store.clone(), applier)?;
+    let started = Hub::start(Arc::new(store), watch_options(config)).context("start the watch hub")?;
+    let hub = hub.get_or_init(|| started).clone();
+    let budget = Budget::new(ANSWER_BYTES);
+    let member = Arc::new(Member::new(identity.member, identity.cluster, node, hub, limits(config), budget));
+    tokio::runtime::Handle::current().block_on(introduce(&member, config, founded))?;
+    Ok((member, data_dir))
+}
+
+fn open_store(
+    data_dir: &DataDir,
+    disk: Arc<metrics::disk::Disk>,
+    hub: Arc<OnceLock<Hub>>,
+) -> anyhow::Result<(Store, quorate_store::Applier)> {
+    let mut options = quorate_store::Options::default();
+    options.backend.observer = disk;
+    let path = data_dir.store();
+    Store::open(&path, options, Box::new(ToHub(hub))).with_context(|| format!("open {}", path.display()))
+}
+
+fn open_wal(
+    data_dir: &DataDir,
+    store: &Store,
+    disk: Arc<metrics::disk::Disk>,
+    on_fatal: Arc<dyn Fn(String) + Send + Sync>,
+) -> anyhow::Result<Wal> {
+    let mut options = quorate_wal::Options::new(data_dir.wal());
+    options.observer = disk;
+    options.on_fatal = Arc::new(move |error| on_fatal(format!("log: {error}")));
+    let durable = store.durable().last;
+    options.applied = (durable.index > 0).then_some(LogPos { term: durable.term, index: durable.index });
+    let (wal, recovered) =
+        Wal::open(options, Arc::new(RealDisk)).with_context(|| format!("open the log in {}", data_dir.wal().display()))?;
+    if let Some(torn) = recovered.torn {
+        let (segment, offset) = (torn.segment, torn.offset);
+        warn!(%segment, offset, what = torn.what, "cut off a write that was never acknowledged");
+    }
+    Ok(wal)
+}
+
+/// Events from apply to the hub. None are missed for coming before the hub is there: watchers start from history.
+struct ToHub(Arc<OnceLock<Hub>>);
+
+impl EventSink for ToHub {
+    fn publish(&self, batches: Vec<Arc<EventBatch>>) {
+        if let Some(hub) = self.0.get() {
+            hub.publish(batches);
+        }
+    }
+}
+
+/// Puts the founding members into the replicated table, and this member's name and client URLs.
+async fn introduce(member: &Arc<Member>, config: &Config, founded: Option<InitialCluster>) -> anyhow::Result<()> {
+    if member.store.cluster_id().is_none() {
+        let urls: Vec<String> = config.initial_advertise_peer_urls.iter().map(|url| url.raw.clone()).collect();
+        let itself = pb::Member { id: member.id.0, peer_ur_ls: urls, ..Default::default() };
+        let members = founded.map_or_else(|| vec![itself], founders);
+        let init = ClusterInit { cluster_id: member.cluster.0, members };
+        member.propose(&Command::ClusterInit(init)).await.context("found the cluster")?;
+    }
+    let client_urls: Vec<String> = config.advertise_client_urls.iter().map(|url| url.raw.clone()).collect();
+    let known = member.store.member(member.id);
+    if known.is_none_or(|known| known.name != config.name || known.client_ur_ls != client_urls) {
+        let publish = MemberPublish { id: member.id.0, name: config.name.clone(), client_urls };
+        member.propose(&Command::MemberPublish(publish)).await.context("publish name and client URLs")?;
+    }
+    info!("member-id" = %member.id, "cluster-id" = %member.cluster, name = config.name, "published local member to cluster");
+    Ok(())
+}
+
+fn founders(cluster: InitialCluster) -> Vec<pb::Member> {
+    let member = |founder: initial_cluster::FoundingMember| pb::Member {
+        id: founder.id,
+        peer_ur_ls: founder.peer_urls.iter().map(|url| url.raw.clone()).collect(),
+        ..Default::default()
+    };
+    cluster.members.into_iter().map(member).collect()
+}
+
+async fn tick_progress(hub: Hub, interval: Duration) {
+    loop {
+        // Up to a tenth more, as etcd does, so that many servers don't speak at once.
+        tokio::time::sleep(interval.mul_f64(1.0 + 0.1 * rand::random::<f64>())).await;
+        hub.tick_progress();
+    }
+}
+
+fn load_tls(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>> {
+    let files = &config.client_tls;
+    let (Some(cert_file), Some(key_file)) = (files.cert_file.clone(), files.key_file.clone()) else { return Ok(None) };
+    let urls = config.listen_client_urls.iter().chain(&config.listen_metrics_urls);
+    if !urls.into_iter().any(Url::is_tls) {
+        warn!("certificates are given and no URL to listen on is https: they are not used");
+        return Ok(None);
+    }
+    let options = ServerTlsOptions {
+        cert_file,
+        key_file,
+        trusted_ca_file: files.trusted_ca_file.clone(),
+        client_cert_auth: files.client_cert_auth,
+        ..Default::default()
+    };
+    Ok(Some(Arc::new(ServerTls::load(options).context("load TLS certificates")?)))
+}
+
+fn bind(urls: &[Url]) -> anyhow::Result<Vec<Binding>> {
+    let urls: Vec<ListenUrl> = urls.iter().map(|url| url.raw.parse()).collect::<Result<_, _>>()?;
+    Ok(listen::bind(&urls, SocketOptions::default())?)
+}
+
+fn limits(config: &Config) -> Limits {
+    let election_ms = u64::try_from(config.election_timeout.as_millis()).unwrap_or(u64::MAX);
+    let heartbeat_ms = u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX).max(1);
+    Limits {
+        request_bytes: usize::try_from(config.max_request.0).unwrap_or(usize::MAX),
+        txn_ops: config.max_txn_ops,
+        quota_bytes: config.quota_backend.map(|quota| quota.0),
+        request_timeout: Duration::from_secs(5) + config.election_timeout * 2,
+        election_timeout: config.election_timeout,
+        lease_ttl_min_secs: validate::lease_ttl_min(election_ms / heartbeat_ms, heartbeat_ms),
+    }
+}
+
+fn message_bytes_max(config: &Config) -> usize {
+    usize::try_from(config.max_request.0).unwrap_or(usize::MAX).saturating_add(MESSAGE_OVERHEAD)
+}
+
+fn rpc_limits(config: &Config) -> rpc::Limits {
+    rpc::Limits {
+        message_bytes_max: message_bytes_max(config),
+        concurrent_streams_max: config.max_concurrent_streams,
+        keepalive_interval: config.grpc_keepalive_interval,
+        keepalive_timeout: config.grpc_keepalive_timeout,
+        ping_interval_min: config.grpc_keepalive_min_time,
+        ..Default::default()
+    }
+}
+
+fn watch_options(config: &Config) -> quorate_store::watch::Options {
+    quorate_store::watch::Options { fragment_bytes: message_bytes_max(config), ..Default::default() }
+}
+
+fn descriptor_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+fn listen_limits() -> ListenLimits {
+    let connections = descriptor_limit().saturating_sub(DESCRIPTORS_RESERVED).max(1);
+    ListenLimits {
+        connections_max: usize::try_from(connections).unwrap_or(usize::MAX).min(tokio::sync::Semaphore::MAX_PERMITS),
+        ..Default::default()
+    }
+}
+
+fn ops(config: &Config, state: &Arc<State>, registry: &Arc<Registry>) -> Ops {
+    let node: Arc<dyn NodeState> = state.clone();
+    let registry = registry.clone();
+    let page = move || {
+        let content_type = quorate_runtime::metrics::CONTENT_TYPE.to_owned();
+        (content_type, bytes::Bytes::from(registry.scrape()))
+    };
+    Ops {
+        node,
+        metrics: Arc::new(page),
+        probe_deadline: Duration::from_secs(5) + config.election_timeout * 2,
+        fd_limit: descriptor_limit(),
+    }
+}

@@ -1,0 +1,237 @@
+//! The physical part of compaction: a walk over the index that takes away what nobody can read any more, in slices
+//! between the entries. What is in force was decided when the command was applied; how far the walk has come shows
+//! nowhere but in the size of the file.
+//!
+//! There is nothing to store about it: after a start the index has every row of the file again, and the walk begins
+//! anew. It stays below the oldest open read, and comes back when that is gone.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::Writer;
+use crate::backend;
+use crate::error::Error;
+use crate::mvcc::index::Resume;
+use crate::store::{SLICE_KEYS, Shared};
+
+/// How often the oldest open read is looked at while it is in the way.
+const RETRY: Duration = Duration::from_millis(20);
+
+type Waiter = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+/// What the walk and those who wait for it share.
+pub(crate) struct Compaction {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// There may be something to remove.
+    wanted: bool,
+    /// Everything that compaction up to here took has been handed to the backend.
+    finished: i64,
+    waiters: Vec<(i64, Waiter)>,
+    stop: bool,
+}
+
+/// A walk under way.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    from: Resume,
+    /// All of it has been compacted up to here at least.
+    floor: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    More,
+    /// Open reads are in the way of the rest.
+    Blocked,
+    Idle,
+}
+
+impl Compaction {
+    pub fn new(wanted: bool) -> Self {
+        Self {
+            state: Mutex::new(State {
+                wanted,
+                finished: -1,
+                ..State::default()
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Compaction has moved on.
+    pub fn begin(&self) {
+        self.state.lock().wanted = true;
+        self.changed.notify_all();
+    }
+
+    pub fn wait_for(&self, revision: i64, done: Waiter) {
+        let mut state = self.state.lock();
+        if state.stop {
+            drop(state);
+            return done(Err(backend::Error::Closed.into()));
+        }
+        state.waiters.push((revision, done));
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    pub fn stop(&self) {
+        self.state.lock().stop = true;
+        self.changed.notify_all();
+    }
+
+    /// Answers whoever waits for what is finished, once that is durable. Syncs: not to be called while apply waits.
+    pub fn answer(&self, shared: &Shared) {
+        if !self.state.lock().is_due() {
+            return;
+        }
+        let result = shared.backend.flush().map(drop).map_err(Error::from);
+        let ready: Vec<_> = {
+            let mut state = self.state.lock();
+            let finished = state.finished;
+            state
+                .waiters
+                .extract_if(.., |(revision, _)| *revision <= finished)
+                .collect()
+        };
+        ready.into_iter().for_each(|(_, done)| done(result.clone()));
+    }
+
+    fn fail_all(&self, error: &Error) {
+        let waiters = std::mem::take(&mut self.state.lock().waiters);
+        waiters.into_iter().for_each(|(_, done)| done(Err(error.clone())));
+    }
+}
+
+impl State {
+    /// Somebody waits for what is finished.
+    fn is_due(&self) -> bool {
+        self.waiters.iter().any(|(revision, _)| *revision <= self.finished)
+    }
+}
+
+impl Writer {
+    /// One slice of the walk.
+    pub(super) fn compact_slice(&mut self, keys_max: usize) -> Result<Progress, Error> {
+        let shared = self.shared.clone();
+        // Nothing is compacted before something was applied.
+        let Some(applied) = self.applied else {
+            return Ok(Progress::Idle);
+        };
+        let walk = match &mut self.walk {
+            Some(walk) => walk,
+            none => {
+                let reachable = floor(&shared, shared.mvcc.read().compacted);
+                let mut state = shared.compaction.state.lock();
+                if !state.wanted {
+                    return Ok(Progress::Idle);
+                }
+                if reachable <= state.finished {
+                    return Ok(Progress::Blocked);
+                }
+                state.wanted = false;
+                none.insert(Walk {
+                    from: Resume::Start,
+                    floor: i64::MAX,
+                })
+            }
+        };
+        let mut removed = Vec::new();
+        let (next, compacted) = {
+            let mut mvcc = shared.mvcc.write();
+            let compacted = mvcc.compacted;
+            let floor = floor(&shared, compacted);
+            walk.floor = walk.floor.min(floor);
+            (mvcc.index.compact(&walk.from, floor, keys_max, &mut removed), compacted)
+        };
+        let done_to = walk.floor;
+        match next {
+            Some(next) => walk.from = next,
+            None => self.walk = None,
+        }
+        if !removed.is_empty() {
+            removed.iter().for_each(|id| shared.values.remove(*id));
+            self.push_aside(applied, removed, Vec::new())?;
+        }
+        if self.walk.is_some() {
+            return Ok(Progress::More);
+        }
+        let mut state = shared.compaction.state.lock();
+        state.finished = state.finished.max(done_to);
+        state.wanted |= done_to < compacted;
+        Ok(if state.wanted { Progress::More } else { Progress::Idle })
+    }
+}
+
+/// Below what revision rows may go: called under the lock of the index, in which reads are registered.
+fn floor(shared: &Shared, compacted: i64) -> i64 {
+    shared.reads.oldest().map_or(compacted, |open| open.min(compacted))
+}
+
+/// The thread that does the walking.
+pub(super) fn spawn(shared: Arc<Shared>, writer: Arc<Mutex<Writer>>) -> Result<JoinHandle<()>, Error> {
+    let thread = std::thread::Builder::new()
+        .name("compaction".into())
+        .spawn(move || run(&shared, &writer));
+    thread.map_err(|source| {
+        Error::from(backend::Error::File {
+            doing: "start the compacting thread",
+            path: std::path::PathBuf::new(),
+            source: Arc::new(source),
+        })
+    })
+}
+
+fn run(shared: &Shared, writer: &Mutex<Writer>) {
+    let compaction = &shared.compaction;
+    while wait(compaction) {
+        loop {
+            let mut guard = writer.lock();
+            let progress = guard.run(|writer| writer.compact_slice(SLICE_KEYS));
+            // Or this thread would have it again before one that waits for it wakes up.
+            MutexGuard::unlock_fair(guard);
+            compaction.answer(shared);
+            match progress {
+                Ok(Progress::More) if compaction.state.lock().stop => break,
+                Ok(Progress::More) => {}
+                Ok(Progress::Idle) => break,
+                Ok(Progress::Blocked) => {
+                    let mut state = compaction.state.lock();
+                    if !state.stop {
+                        compaction.changed.wait_for(&mut state, RETRY);
+                    }
+                    break;
+                }
+                Err(error) => {
+                    // Apply hears the same error next; it is the one to report it.
+                    compaction.fail_all(&error);
+                    compaction.stop();
+                    return;
+                }
+            }
+        }
+    }
+    compaction.fail_all(&backend::Error::Closed.into());
+}
+
+/// Until there is something to do; false: it is time to end.
+fn wait(compaction: &Compaction) -> bool {
+    let mut state = compaction.state.lock();
+    loop {
+        if state.stop {
+            return false;
+        }
+        if state.wanted || state.is_due() {
+            return true;
+        }
+        compaction.changed.wait(&mut state);
+    }
+}

@@ -1,0 +1,325 @@
+//! The durable store: versions by revision, and system records, in one redb file behind one writer.
+//!
+//! ```text
+//!  apply ── push(Change) ──► pending rows (readable at once)        View = file as of a commit + rows above its bound
+//!                       └──► queue ──► backend thread ──► one transaction: rows, removals, system records, applied
+//!                                       └──► publishes the next View, frees pending rows that no View needs
+//! ```
+//!
+//! The log is what clients wait for; this file follows it in large commits, every second or every 8 MiB.
+//! What holds at every moment, power loss included:
+//! * effects and applied index are of the same commit, cut between entries;
+//! * a commit that was reported durable is there after a restart, and opening takes milliseconds;
+//! * a value that was pushed and not compacted can be read: above a View's bound from memory, else from the file;
+//! * bytes that are not what was written are an error, never an answer;
+//! * after a commit failed nothing is made durable any more. A full disk is no failure: see [`disk`].
+
+pub mod change;
+mod committer;
+mod database;
+pub mod disk;
+mod error;
+mod format;
+mod pending;
+mod shared;
+mod view;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::{Condvar, Mutex};
+
+pub use self::change::{Applied, Change, Row, RowId, SystemTable, SystemWrite};
+use self::committer::Committer;
+use self::database::{Facts, Opened};
+use self::disk::{Disk, FileDisk, Patient};
+pub use self::error::Error;
+pub use self::format::{FORMAT, MetaRow};
+use self::pending::Pending;
+use self::shared::{Control, Queued, Shared, Stop};
+pub use self::view::View;
+
+/// Told about what the backend thread does, on that thread: answer quickly.
+pub trait Observer: Send + Sync + 'static {
+    fn committed(&self, _stats: CommitStats) {}
+    /// Called once, at the first failure. Nothing is made durable after it: the process should end.
+    fn fatal(&self, _error: &Error) {}
+}
+
+/// Nobody listens.
+impl Observer for () {}
+
+/// One commit: what went in and how long it took, syncs included.
+#[derive(Clone, Copy, Debug)]
+pub struct CommitStats {
+    pub changes: usize,
+    pub bytes: usize,
+    pub took: Duration,
+}
+
+#[derive(Clone)]
+pub struct Options {
+    /// The first change after a commit waits at most this long. Default 1 s.
+    pub commit_interval: Duration,
+    /// This much queued is committed at once. Default 8 MiB: what does not fit into half of redb's cache is written, and
+    /// read again for its checksums, within the same commit.
+    pub commit_bytes: usize,
+    /// [`Backend::push`] waits while so much is not durable. Default 256 MiB; admission should act long before.
+    pub pending_bytes_max: usize,
+    /// redb's page cache. Default 32 MiB.
+    pub cache_bytes: usize,
+    /// Kept allocated beside the file for the day the disk is full. Default 64 MiB.
+    pub reserve_bytes: u64,
+    pub observer: Arc<dyn Observer>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            commit_interval: Duration::from_secs(1),
+            commit_bytes: 8 << 20,
+            pending_bytes_max: 256 << 20,
+            cache_bytes: 32 << 20,
+            reserve_bytes: 64 << 20,
+            observer: Arc::new(()),
+        }
+    }
+}
+
+/// Where the file stands, all of one commit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// The log is replayed from behind this.
+    pub applied: Applied,
+    pub applied_before: Applied,
+    /// 0 in a file that nothing was ever committed to.
+    pub revision: i64,
+    pub compacted: i64,
+    /// Opening had to walk the whole file; never so after a mere crash.
+    pub walked: bool,
+}
+
+/// What is certainly in the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Durable {
+    pub last: Applied,
+    /// As of the commit before; the log may be purged up to here.
+    pub last_but_one: Applied,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Live rows and records with what is still queued; the quota looks at this.
+    pub in_use_bytes: u64,
+    /// Blocks that the file has taken from the disk.
+    pub total_bytes: u64,
+    /// Rows held in memory because they, or a View that is in use, are not in the file yet.
+    pub pending_bytes: u64,
+}
+
+/// The handle. Dropping it without [`Backend::close`] leaves what is queued to the log, as a crash would.
+pub struct Backend {
+    shared: Arc<Shared>,
+    disk: Patient,
+    pending_bytes_max: usize,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Backend {
+    /// Opens the file at `path`, or makes it. Not made by halves: a crash leaves no file or a whole one.
+    pub fn open(path: &Path, options: Options) -> Result<(Self, Recovered), Error> {
+        let prepare = |disk: Arc<FileDisk>| database::open(Patient::new(disk, 0), options.cache_bytes).map(drop);
+        let disk = FileDisk::open(path, prepare)?;
+        Self::open_disk(disk, options)
+    }
+
+    /// The same on any disk.
+    pub fn open_disk(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Recovered), Error> {
+        let disk = Patient::new(disk, options.reserve_bytes);
+        let Opened { db, facts, walked } = database::open(disk.clone(), options.cache_bytes)?;
+        disk.settle();
+        let Facts {
+            applied,
+            applied_before,
+            revision,
+            compacted,
+            in_use,
+            bound: _,
+        } = facts;
+        let shared = Arc::new(Shared {
+            pending: Pending::default(),
+            space: disk.space(),
+            control: Mutex::new(Control {
+                applied,
+                applied_before,
+                ..Control::default()
+            }),
+            work: Condvar::new(),
+            progress: Condvar::new(),
+            current: ArcSwapOption::empty(),
+            in_use: AtomicU64::new(in_use),
+        });
+        let pending_bytes_max = options.pending_bytes_max;
+        let committer = Committer {
+            db,
+            disk: disk.clone(),
+            facts,
+            shared: shared.clone(),
+            options,
+        };
+        committer.publish()?;
+        let thread = std::thread::Builder::new()
+            .name("backend".into())
+            .spawn(move || committer.run());
+        let thread = thread.map_err(|source| Error::File {
+            doing: "start the thread of backend file",
+            path: Path::new("").to_owned(),
+            source: Arc::new(source),
+        })?;
+        let recovered = Recovered {
+            applied,
+            applied_before,
+            revision,
+            compacted,
+            walked,
+        };
+        Ok((
+            Self {
+                shared,
+                disk,
+                pending_bytes_max,
+                thread: Some(thread),
+            },
+            recovered,
+        ))
+    }
+
+    /// Makes the change readable at once and queues it for the file. Called by one thread, in apply order, before
+    /// anything refers to the new rows, and without locks that readers need: it waits while too much is not durable.
+    pub fn push(&self, change: Change) -> Result<(), Error> {
+        let bytes = change.bytes();
+        let Change {
+            applied,
+            revision,
+            compacted,
+            rows,
+            removed,
+            system,
+        } = change;
+        {
+            let mut control = self.shared.control.lock();
+            control.refusal()?;
+            while control.queued_bytes > 0 && control.queued_bytes + bytes > self.pending_bytes_max {
+                control.flush_to = control.pushed;
+                self.shared.work.notify_one();
+                self.shared.progress.wait(&mut control);
+                control.refusal()?;
+            }
+        }
+        let rows = (!rows.is_empty()).then(|| self.shared.pending.push(rows));
+        let mut control = self.shared.control.lock();
+        control.refusal()?;
+        control.pushed += 1;
+        control.queued_bytes += bytes;
+        let first = control.oldest.is_none();
+        if first {
+            control.oldest = Some(Instant::now());
+        }
+        control.queue.push_back(Queued {
+            applied,
+            revision,
+            compacted,
+            rows,
+            removed,
+            system,
+            bytes,
+        });
+        drop(control);
+        self.shared.work.notify_one();
+        Ok(())
+    }
+
+    /// The newest durable state and everything pushed since.
+    pub fn view(&self) -> Result<View, Error> {
+        let published = self.shared.current.load_full().ok_or(Error::Closed)?;
+        Ok(View::new(published, self.shared.clone()))
+    }
+
+    /// What was pushed before the call is durable when it returns. On a full disk it does not wait for space.
+    pub fn flush(&self) -> Result<Durable, Error> {
+        let mut control = self.shared.control.lock();
+        let target = control.pushed;
+        control.flush_to = control.flush_to.max(target);
+        self.shared.work.notify_one();
+        while control.durable < target {
+            control.refusal()?;
+            if self.shared.space.is_stalled() {
+                return Err(Error::DiskFull);
+            }
+            self.shared.progress.wait_for(&mut control, Duration::from_millis(100));
+        }
+        Ok(Durable {
+            last: control.applied,
+            last_but_one: control.applied_before,
+        })
+    }
+
+    pub fn durable(&self) -> Durable {
+        let control = self.shared.control.lock();
+        Durable {
+            last: control.applied,
+            last_but_one: control.applied_before,
+        }
+    }
+
+    pub fn sizes(&self) -> Sizes {
+        let queued = self.shared.control.lock().queued_bytes;
+        Sizes {
+            in_use_bytes: self.shared.in_use() + queued as u64,
+            total_bytes: self.disk.disk().allocated().unwrap_or_default(),
+            pending_bytes: self.shared.pending.bytes() as u64,
+        }
+    }
+
+    /// The disk has no space to spare: what makes the store grow should be refused until this is false again.
+    pub fn is_full(&self) -> bool {
+        self.shared.space.is_full()
+    }
+
+    /// Why nothing is made durable any more, if so.
+    pub fn failure(&self) -> Option<Arc<Error>> {
+        self.shared.control.lock().failed.clone()
+    }
+
+    /// Commits what is queued and ends the thread. On a full disk it does not wait for space; the log has the rest.
+    pub fn close(mut self) -> Result<(), Error> {
+        let flushed = self.flush();
+        self.stop(Stop::Commit);
+        flushed?;
+        match self.failure() {
+            Some(source) => Err(Error::Poisoned { source }),
+            None => Ok(()),
+        }
+    }
+
+    fn stop(&mut self, how: Stop) {
+        let Some(thread) = self.thread.take() else { return };
+        self.shared.control.lock().stop = Some(how);
+        self.shared.space.leave();
+        self.shared.work.notify_all();
+        self.shared.progress.notify_all();
+        // A panic of the thread has been reported by the panic hook; there is nothing to add.
+        let _ = thread.join();
+        self.shared.current.store(None);
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.stop(Stop::Abandon);
+    }
+}

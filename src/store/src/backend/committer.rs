@@ -1,0 +1,195 @@
+//! The one thread that writes the file: it gathers changes until the interval is over, there are enough bytes, or
+//! someone asks; commits them as one transaction; publishes the new state; lets go of rows that nobody needs from
+//! memory any more.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use redb::Database;
+
+use super::database::{self, Facts};
+use super::disk::Patient;
+use super::error::Error;
+use super::shared::{Control, Queued, Shared, Stop};
+use super::view::Published;
+use super::{CommitStats, Options};
+
+pub(super) struct Committer {
+    pub db: Database,
+    pub disk: Patient,
+    pub facts: Facts,
+    pub shared: Arc<Shared>,
+    pub options: Options,
+}
+
+enum Work {
+    Commit(Vec<Queued>),
+    /// Views were let go of, or it is time to look for space again.
+    Tidy,
+    Fail(Error),
+    Stop,
+}
+
+/// How often a full disk is looked at again.
+const SPACE_RETRY: Duration = Duration::from_secs(1);
+
+impl Committer {
+    pub fn run(mut self) {
+        let failure = self.work().err();
+        self.shared.space.leave();
+        if failure.is_none() {
+            // Later reads through a View that somebody kept answer `Closed`.
+            self.shared.current.store(None);
+            let closed = self
+                .db
+                .close()
+                .map_err(|error| Error::database("close backend file")(error.into()));
+            let mut control = self.shared.control.lock();
+            control.failed = closed.err().map(Arc::new);
+            control.ended = true;
+            drop(control);
+            self.shared.progress.notify_all();
+            return;
+        }
+        // Poisoned: the file stays open for readers until the handle goes.
+        let mut control = self.shared.control.lock();
+        while control.stop.is_none() {
+            self.shared.work.wait(&mut control);
+        }
+        control.ended = true;
+        drop(control);
+        self.shared.progress.notify_all();
+    }
+
+    fn work(&mut self) -> Result<(), Error> {
+        loop {
+            let done = match self.next() {
+                Work::Commit(batch) => self.commit(batch),
+                Work::Fail(error) => Err(error),
+                Work::Tidy => {
+                    self.shared.pending.prune();
+                    self.look_for_space();
+                    Ok(())
+                }
+                Work::Stop => return Ok(()),
+            };
+            done.inspect_err(|error| self.fail(error))?;
+        }
+    }
+
+    /// Sleeps until there is something to do.
+    fn next(&self) -> Work {
+        let mut control = self.shared.control.lock();
+        let space_due = self.shared.space.is_full().then(|| Instant::now() + SPACE_RETRY);
+        loop {
+            if control.stop == Some(Stop::Abandon) {
+                return Work::Stop;
+            }
+            if let Some(error) = control.read_failure.take() {
+                return Work::Fail(error);
+            }
+            let due = self.commit_due(&control);
+            let now = Instant::now();
+            if due.is_some_and(|due| due <= now) {
+                return Work::Commit(self.take(&mut control));
+            }
+            if control.stop.is_some() {
+                return Work::Stop;
+            }
+            if std::mem::take(&mut control.prune) || space_due.is_some_and(|due| due <= now) {
+                return Work::Tidy;
+            }
+            match [due, space_due].into_iter().flatten().min() {
+                Some(due) => drop(self.shared.work.wait_until(&mut control, due)),
+                None => self.shared.work.wait(&mut control),
+            }
+        }
+    }
+
+    fn commit_due(&self, control: &Control) -> Option<Instant> {
+        let oldest = control.oldest?;
+        let at_once = control.stop.is_some()
+            || control.flush_to > control.durable
+            || control.queued_bytes >= self.options.commit_bytes;
+        Some(if at_once {
+            oldest
+        } else {
+            oldest + self.options.commit_interval
+        })
+    }
+
+    /// At least one change, and no more than a commit should have.
+    fn take(&self, control: &mut Control) -> Vec<Queued> {
+        let mut bytes = 0;
+        let mut count = 0;
+        for change in &control.queue {
+            bytes += change.bytes;
+            if count > 0 && bytes > self.options.commit_bytes {
+                break;
+            }
+            count += 1;
+        }
+        let batch = control.queue.drain(..count).collect();
+        // What stays has waited at least as long as what comes; it starts a new interval.
+        control.oldest = (!control.queue.is_empty()).then(Instant::now);
+        batch
+    }
+
+    fn commit(&mut self, batch: Vec<Queued>) -> Result<(), Error> {
+        let started = Instant::now();
+        let facts = database::commit(&self.db, self.facts, &batch)?;
+        self.facts = facts;
+        self.publish()?;
+        let bytes = batch.iter().map(|change| change.bytes).sum();
+        {
+            let mut control = self.shared.control.lock();
+            control.durable += batch.len() as u64;
+            control.queued_bytes -= bytes;
+            control.applied = facts.applied;
+            control.applied_before = facts.applied_before;
+        }
+        self.shared.progress.notify_all();
+        self.options.observer.committed(CommitStats {
+            changes: batch.len(),
+            bytes,
+            took: started.elapsed(),
+        });
+        drop(batch);
+        self.shared.pending.prune();
+        self.look_for_space();
+        Ok(())
+    }
+
+    pub fn publish(&self) -> Result<(), Error> {
+        let view = Arc::new(Published::new(
+            &self.db,
+            self.facts.bound,
+            self.facts.applied,
+            &self.shared,
+        )?);
+        self.shared.in_use.store(self.facts.in_use, Ordering::Relaxed);
+        self.shared.pending.track(self.facts.bound, &view);
+        self.shared.current.store(Some(view));
+        Ok(())
+    }
+
+    fn look_for_space(&self) {
+        if self.shared.space.is_full() {
+            self.disk.replenish();
+        }
+    }
+
+    fn fail(&self, error: &Error) {
+        let stopping = {
+            let mut control = self.shared.control.lock();
+            control.failed = Some(Arc::new(error.clone()));
+            control.stop.is_some()
+        };
+        self.shared.progress.notify_all();
+        // While stopping, whoever stops us is told; a full disk is then no reason for alarm.
+        if !stopping {
+            self.options.observer.fatal(error);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What the handle, the Views and the backend thread share: pending rows, the queue of changes, and the state that
+//! decides when the thread works.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwapOption;
+use parking_lot::{Condvar, Mutex};
+
+use super::change::{Applied, RowId, SystemWrite};
+use super::disk::Space;
+use super::error::Error;
+use super::pending::{Chunk, Pending};
+use super::view::Published;
+
+/// A change on its way to the file. Its rows are in [`Pending`] too.
+#[derive(Debug)]
+pub(super) struct Queued {
+    pub applied: Applied,
+    pub revision: i64,
+    pub compacted: i64,
+    pub rows: Option<Arc<Chunk>>,
+    pub removed: Vec<RowId>,
+    pub system: Vec<SystemWrite>,
+    pub bytes: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub pending: Pending,
+    pub space: Arc<Space>,
+    pub control: Mutex<Control>,
+    /// Wakes the thread.
+    pub work: Condvar,
+    /// Wakes whoever waits for a commit, for room in the queue, or for the end.
+    pub progress: Condvar,
+    /// The state that new Views are taken from.
+    pub current: ArcSwapOption<Published>,
+    /// Stored bytes of live rows and records, as of the last commit.
+    pub in_use: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Control {
+    pub queue: VecDeque<Queued>,
+    /// Bytes pushed and not durable: the queue plus the batch that is being committed.
+    pub queued_bytes: usize,
+    /// When the oldest change in the queue arrived.
+    pub oldest: Option<Instant>,
+    /// Changes pushed, and changes durable, since the start.
+    pub pushed: u64,
+    pub durable: u64,
+    /// Commit at once until this many changes are durable.
+    pub flush_to: u64,
+    pub applied: Applied,
+    pub applied_before: Applied,
+    pub prune: bool,
+    /// The first read that the file refused: redb serves nothing after it, so it ends the backend.
+    pub read_failure: Option<Error>,
+    pub stop: Option<Stop>,
+    /// Set once, by the first failure; nothing is committed after.
+    pub failed: Option<Arc<Error>>,
+    pub ended: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// Commit what is queued, then end.
+    Commit,
+    /// End as a crash would: what is queued comes back from the log.
+    Abandon,
+}
+
+impl Shared {
+    pub fn view_dropped(&self) {
+        self.control.lock().prune = true;
+        self.work.notify_one();
+    }
+
+    pub fn read_failed(&self, error: &Error) {
+        if !matches!(error, Error::Closed) {
+            self.control.lock().read_failure.get_or_insert_with(|| error.clone());
+            self.work.notify_one();
+        }
+    }
+
+    pub fn in_use(&self) -> u64 {
+        self.in_use.load(Ordering::Relaxed)
+    }
+}
+
+impl Control {
+    /// Why no change may come in or be waited for any more.
+    pub fn refusal(&self) -> Result<(), Error> {
+        match (&self.failed, self.stop) {
+            (Some(source), _) => Err(Error::Poisoned { source: source.clone() }),
+            (None, Some(_)) => Err(Error::Closed),
+            (None, None) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! What the store says no with.
+
+use quorate_api::{Code, Error as Answer, Status};
+
+use crate::backend;
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// An answer of the API: the request can't be done, nothing was changed, all is well.
+    #[error(transparent)]
+    Refused(#[from] Answer),
+    /// The disk failed or its bytes are damaged. In apply this is the end: a member that can't apply must stop.
+    #[error("store can't go on: {0}")]
+    Backend(#[from] backend::Error),
+    #[error("stored {what} of {name} can't be read: damaged, or written by a newer version")]
+    Damaged { what: &'static str, name: String },
+    /// One range would hold more than its budget.
+    #[error(
+        "range would hold more than {budget} bytes to sort its result; ask for fewer keys, or without a sort order"
+    )]
+    Memory { budget: usize },
+    /// Entries come once each and in order.
+    #[error("entry {index} does not follow the applied entry {applied}")]
+    OutOfOrder { index: u64, applied: u64 },
+    /// An earlier apply failed half way.
+    #[error("store takes no more entries, applying an earlier one failed")]
+    Poisoned,
+}
+
+impl Error {
+    /// What a client is told.
+    pub fn status(&self) -> Status {
+        match self {
+            Error::Refused(answer) => (*answer).into(),
+            Error::Memory { .. } => Status::new(Code::ResourceExhausted, self.to_string()),
+            Error::Backend(backend::Error::Corrupt { .. }) | Error::Damaged { .. } => {
+                Status::new(Code::DataLoss, self.to_string())
+            }
+            Error::Backend(_) | Error::OutOfOrder { .. } | Error::Poisoned => {
+                Status::new(Code::Unknown, self.to_string())
+            }
+        }
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        error.status()
+    }
+}

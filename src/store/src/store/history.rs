@@ -1,0 +1,258 @@
+//! The past, as watchers need it: changes by revision, whole transactions at a time.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+use quorate_api::proto::mvccpb::KeyValue;
+use quorate_api::{Error as Answer, KeyRange, Revision};
+
+use super::Store;
+use crate::backend::{RowId, View};
+use crate::error::Error;
+use crate::event::{Event, EventBatch, EventKind};
+use crate::mvcc::version::Version;
+use crate::watch::{History, HistoryError, Replay};
+
+/// Rows looked at in one call, if they don't match: history of other keys must not hold a caller up for long.
+const SCAN_ROWS_MAX: usize = 20_000;
+/// Keys whose predecessors are looked up in one hold of the index lock.
+const LOOKUPS_PER_LOCK: usize = 256;
+
+/// A change of history without what it takes longer to find: value and predecessor.
+struct Found {
+    row: RowId,
+    key: Bytes,
+    /// None for a deletion.
+    put: Option<Version>,
+}
+
+impl Store {
+    /// Changes of keys in `range` from revision `from` on, at most `batches_max` transactions and about `bytes_max` of
+    /// keys and values, but at least one transaction if there is any. Fails only if `from` is below the compacted
+    /// revision; what was changed by that very revision, deletions included, is still there.
+    pub fn history(
+        &self,
+        range: &KeyRange,
+        from: Revision,
+        batches_max: usize,
+        bytes_max: usize,
+    ) -> Result<Replay, Error> {
+        let shared = &*self.shared;
+        let (view, newest, mut found) = {
+            let mvcc = shared.mvcc.read();
+            if from.0 < mvcc.compacted {
+                return Err(Answer::Compacted.into());
+            }
+            // One key's history is in the index, however long the rest is.
+            let own = range.is_single().then(|| mvcc.index.versions(&range.start));
+            let found: Option<Vec<Found>> = own.map(|versions| {
+                let wanted = versions.filter(|version| version.main >= from.0);
+                wanted.map(|version| found(range.start.clone(), version)).collect()
+            });
+            (shared.backend.view()?, shared.revision(), found)
+        };
+        if from.0 > newest {
+            return Ok(Replay {
+                batches: Vec::new(),
+                through: Revision(from.0 - 1),
+            });
+        }
+        let through = match &mut found {
+            Some(found) => {
+                found.retain(|found| found.row.main <= newest);
+                cut(found, newest, batches_max, bytes_max)
+            }
+            none => {
+                let (rows, through) = scan(&view, range, from, newest, batches_max, bytes_max)?;
+                *none = Some(rows);
+                through
+            }
+        };
+        let batches = self.complete(&view, found.unwrap_or_default())?;
+        Ok(Replay {
+            batches,
+            through: Revision(through),
+        })
+    }
+
+    /// Adds values and predecessors.
+    fn complete(&self, view: &View, found: Vec<Found>) -> Result<Vec<EventBatch>, Error> {
+        let mut prevs = Vec::with_capacity(found.len());
+        for some in found.chunks(LOOKUPS_PER_LOCK) {
+            let mvcc = self.shared.mvcc.read();
+            // What is found here depends on how far compaction has come; whether it may be seen must not.
+            let kept = |key: &[u8], prev: &Version| {
+                prev.main >= mvcc.compacted || mvcc.index.get(key, mvcc.compacted).as_ref() == Some(prev)
+            };
+            prevs.extend(some.iter().map(|found| {
+                let prev = match found.put {
+                    Some(put) if put.create == put.main => None,
+                    _ => mvcc.index.before_revision(&found.key, found.row.main),
+                };
+                prev.filter(|prev| kept(&found.key, prev))
+                    .map(|prev| Revision(prev.main))
+            }));
+        }
+        let ids: Vec<RowId> = found
+            .iter()
+            .filter(|found| found.put.is_some())
+            .map(|found| found.row)
+            .collect();
+        let mut values = Vec::with_capacity(ids.len());
+        view.values(&ids, |_, value| values.push(Bytes::copy_from_slice(value)))?;
+        let mut values = values.into_iter();
+        let mut batches: Vec<EventBatch> = Vec::new();
+        for (Found { row, key, put }, prev) in found.into_iter().zip(prevs) {
+            let kind = match put {
+                Some(version) => EventKind::Put {
+                    create_revision: Revision(version.create),
+                    version: version.version,
+                    lease: version.lease,
+                    value: values.next().unwrap_or_default(),
+                },
+                None => EventKind::Delete,
+            };
+            let event = Event { kind, key, prev };
+            match batches.last_mut().filter(|batch| batch.revision.0 == row.main) {
+                Some(batch) => batch.events.push(event),
+                None => batches.push(EventBatch {
+                    revision: Revision(row.main),
+                    events: vec![event],
+                }),
+            }
+        }
+        Ok(batches)
+    }
+}
+
+impl History for Store {
+    fn revision(&self) -> Revision {
+        Store::revision(self)
+    }
+
+    fn compacted(&self) -> i64 {
+        Store::compacted(self)
+    }
+
+    fn read(
+        &self,
+        range: &KeyRange,
+        from: Revision,
+        batches_max: usize,
+        bytes_max: usize,
+    ) -> Result<Replay, HistoryError> {
+        let failed = |error| self.history_error(error);
+        self.history(range, from, batches_max, bytes_max).map_err(failed)
+    }
+
+    fn pair_at(&self, key: &[u8], mod_revision: Revision) -> Result<Option<KeyValue>, HistoryError> {
+        let failed = |error| self.history_error(error);
+        Store::pair_at(self, key, mod_revision).map_err(failed)
+    }
+}
+
+impl Store {
+    fn history_error(&self, error: Error) -> HistoryError {
+        match error {
+            Error::Refused(Answer::Compacted) => HistoryError::Compacted {
+                at: Store::compacted(self),
+            },
+            other => HistoryError::Failed(other.to_string()),
+        }
+    }
+}
+
+fn found(key: Bytes, version: Version) -> Found {
+    Found {
+        row: version.row(),
+        key,
+        put: version.live(),
+    }
+}
+
+/// Counts transactions and bytes, and says where a slice ends: never within a transaction.
+struct Budget {
+    batches_max: usize,
+    bytes_max: usize,
+    batches: usize,
+    bytes: usize,
+    last: i64,
+}
+
+impl Budget {
+    /// False: this change opens a transaction that does not belong to the slice any more.
+    fn admits(&mut self, main: i64, key_len: usize, value_len: u64) -> bool {
+        if main != self.last {
+            let full = self.batches >= self.batches_max.max(1) || self.bytes >= self.bytes_max;
+            if full && self.batches > 0 {
+                return false;
+            }
+            self.batches += 1;
+            self.last = main;
+        }
+        let value_len = usize::try_from(value_len).unwrap_or(usize::MAX);
+        self.bytes = self.bytes.saturating_add(key_len).saturating_add(value_len);
+        true
+    }
+}
+
+fn budget(batches_max: usize, bytes_max: usize) -> Budget {
+    Budget {
+        batches_max,
+        bytes_max,
+        batches: 0,
+        bytes: 0,
+        last: -1,
+    }
+}
+
+/// Keeps what one slice may have. Returns the revision through which it reaches.
+fn cut(found: &mut Vec<Found>, newest: i64, batches_max: usize, bytes_max: usize) -> i64 {
+    let mut budget = budget(batches_max, bytes_max);
+    let fits = |found: &Found| {
+        let value_len = found.put.map_or(0, |put| put.value_len);
+        budget.admits(found.row.main, found.key.len(), value_len.into())
+    };
+    match found.iter().map(fits).position(|fits| !fits) {
+        Some(end) => {
+            let through = found[end].row.main - 1;
+            found.truncate(end);
+            through
+        }
+        None => newest,
+    }
+}
+
+fn scan(
+    view: &View,
+    range: &KeyRange,
+    from: Revision,
+    newest: i64,
+    batches_max: usize,
+    bytes_max: usize,
+) -> Result<(Vec<Found>, i64), Error> {
+    let mut budget = budget(batches_max, bytes_max);
+    let mut rows = Vec::new();
+    let mut through = newest;
+    let mut seen = 0;
+    let mut last = from.0;
+    let first = RowId { main: from.0, sub: 0 };
+    view.scan_rows(first, |row| {
+        if row.id.main > newest {
+            return ControlFlow::Break(());
+        }
+        seen += 1;
+        let full = seen > SCAN_ROWS_MAX && row.id.main != last;
+        let wanted = !full && range.contains(row.key);
+        if full || (wanted && !budget.admits(row.id.main, row.key.len(), row.value_len)) {
+            through = row.id.main - 1;
+            return ControlFlow::Break(());
+        }
+        last = row.id.main;
+        if wanted {
+            rows.push(found(Bytes::copy_from_slice(row.key), Version::of(&row)));
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok((rows, through))
+}

@@ -1,0 +1,153 @@
+//! Opening: the index comes back from rows without values, leases and members from their records.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use parking_lot::RwLock;
+
+use super::{EventSink, Mvcc, Options, Shared, Store};
+use crate::apply::compaction::Compaction;
+use crate::apply::{Applier, RAFT_MEMBERSHIP_RECORD};
+use crate::backend::disk::Disk;
+use crate::backend::{Backend, Recovered, SystemTable, View};
+use crate::error::Error;
+use crate::mvcc::index::Index;
+use crate::mvcc::reads::OpenReads;
+use crate::mvcc::values::Values;
+use crate::mvcc::version::Version;
+use crate::tables::Tables;
+
+impl Store {
+    /// Opens the file at `path`, or makes it.
+    pub fn open(path: &Path, options: Options, sink: Box<dyn EventSink>) -> Result<(Store, Applier), Error> {
+        let opened = Backend::open(path, options.backend.clone())?;
+        Self::restore(opened, options, sink)
+    }
+
+    /// The same on any disk.
+    pub fn open_disk(
+        disk: Arc<dyn Disk>,
+        options: Options,
+        sink: Box<dyn EventSink>,
+    ) -> Result<(Store, Applier), Error> {
+        let opened = Backend::open_disk(disk, options.backend.clone())?;
+        Self::restore(opened, options, sink)
+    }
+
+    fn restore(
+        (backend, recovered): (Backend, Recovered),
+        options: Options,
+        sink: Box<dyn EventSink>,
+    ) -> Result<(Store, Applier), Error> {
+        let view = backend.view()?;
+        let mut tables = Tables::restore(&view)?;
+        let index = restore_index(&view)?;
+        index.each_newest(|key, newest| tables.leases.attach(key, newest.lease));
+        let membership = view.system(SystemTable::Cluster, RAFT_MEMBERSHIP_RECORD)?;
+        drop(view);
+        // A file that nothing was ever committed to has revision 0; what was applied is then nothing at all, and not
+        // the entry of index 0.
+        let fresh = recovered.revision == 0;
+        let revision = recovered.revision.max(1);
+        let compacted = if fresh { -1 } else { recovered.compacted };
+        let applied = (!fresh).then_some(recovered.applied);
+        let shared = Arc::new(Shared {
+            mvcc: RwLock::new(Mvcc { index, compacted }),
+            tables: RwLock::new(tables),
+            backend,
+            values: Values::new(options.value_cache_bytes),
+            reads: Arc::new(OpenReads::default()),
+            compaction: Compaction::new(compacted >= 0),
+            range_bytes_max: options.range_bytes_max,
+            revision: AtomicI64::new(revision),
+            applied_index: AtomicU64::new(applied.map_or(0, |applied| applied.index)),
+        });
+        let applier = Applier::new(shared.clone(), applied, membership, sink, options.background_compaction)?;
+        Ok((Store { shared }, applier))
+    }
+}
+
+fn restore_index(view: &View) -> Result<Index, Error> {
+    let mut index = Index::default();
+    view.scan_meta(|row| {
+        index.restore(row.key, Version::of(&row));
+    })?;
+    Ok(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use quorate_api::proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
+
+    use super::*;
+    use crate::backend::Applied;
+    use crate::command::Command;
+
+    fn open(path: &Path) -> (Store, Applier) {
+        let mut options = Options {
+            background_compaction: false,
+            ..Options::default()
+        };
+        options.backend.reserve_bytes = 0;
+        Store::open(path, options, Box::new(())).unwrap()
+    }
+
+    /// B18: also in the middle of a removal.
+    #[test]
+    fn restored_index_equals_live_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let (mut store, mut applier) = open(&path);
+        for index in 0..400u64 {
+            let key = Bytes::from(format!("{:03}", index * 7919 % 150));
+            let command = match index % 10 {
+                3 => Command::DeleteRange(DeleteRangeRequest {
+                    range_end: Bytes::from_static(b"1"),
+                    key,
+                    prev_kv: false,
+                }),
+                7 => Command::Compact(CompactionRequest {
+                    revision: store.revision().0 - 10,
+                    physical: false,
+                }),
+                _ => Command::Put(PutRequest {
+                    value: key.clone(),
+                    key,
+                    ..Default::default()
+                }),
+            };
+            applier
+                .apply(Applied { index, term: 1 }, vec![command], &mut Vec::new())
+                .unwrap();
+            if index % 10 == 8 {
+                applier.compact_step(40).unwrap();
+            }
+            if index % 40 == 9 {
+                store.flush().unwrap();
+                let live = {
+                    let mvcc = store.shared.mvcc.read();
+                    (
+                        mvcc.index.dump(),
+                        mvcc.index.keys(),
+                        mvcc.index.live_keys(),
+                        mvcc.compacted,
+                    )
+                };
+                drop((store, applier));
+                (store, applier) = open(&path);
+                let mvcc = store.shared.mvcc.read();
+                assert_eq!(
+                    (
+                        mvcc.index.dump(),
+                        mvcc.index.keys(),
+                        mvcc.index.live_keys(),
+                        mvcc.compacted
+                    ),
+                    live
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Replicated state beside the keys: leases, members, alarms. Small, held in memory, stored as system records.
+
+use crate::alarms::Alarms;
+use crate::backend::{SystemTable, View};
+use crate::error::Error;
+use crate::lease::Leases;
+use crate::members::Members;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Tables {
+    pub leases: Leases,
+    pub members: Members,
+    pub alarms: Alarms,
+}
+
+impl Tables {
+    /// What the file has. Attachments of leases are in the index and come later.
+    pub fn restore(view: &View) -> Result<Self, Error> {
+        let mut tables = Self::default();
+        let mut damaged = None;
+        for table in [
+            SystemTable::Cluster,
+            SystemTable::Member,
+            SystemTable::Removed,
+            SystemTable::Lease,
+            SystemTable::Alarm,
+        ] {
+            view.scan_system(table, |name, value| {
+                let read = match table {
+                    SystemTable::Lease => tables.leases.restore(name, value),
+                    SystemTable::Alarm => tables.alarms.restore(name),
+                    _ => tables.members.restore(table, name, value),
+                };
+                if !read {
+                    damaged = Some(format!("{table:?} {}", name.escape_ascii()));
+                }
+            })?;
+        }
+        match damaged {
+            Some(name) => Err(Error::Damaged { what: "record", name }),
+            None => Ok(tables),
+        }
+    }
+}

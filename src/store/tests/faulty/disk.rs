@@ -1,0 +1,281 @@
+//! A disk in memory that remembers what it was told in which order, so that power can be cut between any two writes.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use quorate_store::backend::disk::Disk;
+
+use super::Rng;
+
+const SECTOR: usize = 512;
+const BLOCK: u64 = 4096;
+
+/// What reaches the platter of the writes since the last sync.
+#[derive(Clone, Copy, Debug)]
+pub enum Survives {
+    Nothing,
+    /// One of them, whole.
+    One,
+    /// Each but one, whole.
+    AllButOne,
+    All,
+    /// Each sector of each write, by the toss of a coin.
+    Sectors,
+}
+
+pub const ALL_CASES: [Survives; 5] = [
+    Survives::Nothing,
+    Survives::One,
+    Survives::AllButOne,
+    Survives::All,
+    Survives::Sectors,
+];
+
+#[derive(Clone, Debug)]
+pub enum Op {
+    Write(u64, Vec<u8>),
+    SetLen(u64),
+    Sync,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    now: Vec<u8>,
+    trace: Vec<Op>,
+    tracing: bool,
+    syncs: u64,
+    fail_sync: Option<u64>,
+    fail_reads: bool,
+    bytes_read: u64,
+    blocks: HashSet<u64>,
+    reserved: u64,
+    capacity: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct MemDisk(Arc<Mutex<State>>);
+
+impl MemDisk {
+    pub fn with_image(image: Vec<u8>) -> Self {
+        let disk = Self::default();
+        disk.state().now = image;
+        disk
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    pub fn image(&self) -> Vec<u8> {
+        self.state().now.clone()
+    }
+
+    /// From now on every operation is remembered.
+    pub fn start_trace(&self) -> Vec<u8> {
+        let mut state = self.state();
+        state.tracing = true;
+        state.trace.clear();
+        state.now.clone()
+    }
+
+    pub fn trace_len(&self) -> usize {
+        self.state().trace.len()
+    }
+
+    pub fn trace(&self) -> Vec<Op> {
+        self.state().trace.clone()
+    }
+
+    /// The sync after that many good ones fails, and every later one.
+    pub fn fail_sync_after(&self, good: u64) {
+        let mut state = self.state();
+        state.fail_sync = Some(state.syncs + good);
+    }
+
+    pub fn syncs(&self) -> u64 {
+        self.state().syncs
+    }
+
+    pub fn fail_reads(&self, fail: bool) {
+        self.state().fail_reads = fail;
+    }
+
+    pub fn bytes_read(&self) -> u64 {
+        self.state().bytes_read
+    }
+
+    /// Blocks that the array and its reserve may take together.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.state().capacity = Some(bytes);
+    }
+
+    pub fn used(&self) -> u64 {
+        let state = self.state();
+        state.blocks.len() as u64 * BLOCK + state.reserved
+    }
+}
+
+impl State {
+    fn check_room(&self, blocks: u64, reserved: u64) -> io::Result<()> {
+        let used = blocks * BLOCK + reserved;
+        if self.capacity.is_some_and(|capacity| used > capacity) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+}
+
+impl Disk for MemDisk {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.state().now.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let mut state = self.state();
+        if state.fail_reads {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        state.bytes_read += out.len() as u64;
+        let from = offset as usize;
+        let bytes = state
+            .now
+            .get(from..from + out.len())
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut state = self.state();
+        state.now.resize(len as usize, 0);
+        state.blocks.retain(|block| block * BLOCK < len);
+        if state.tracing {
+            state.trace.push(Op::SetLen(len));
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut state = self.state();
+        let end = offset + data.len() as u64;
+        let touched = offset / BLOCK..end.div_ceil(BLOCK);
+        let new = touched.clone().filter(|block| !state.blocks.contains(block)).count();
+        if new > 0 {
+            state.check_room((state.blocks.len() + new) as u64, state.reserved)?;
+        }
+        state.blocks.extend(touched);
+        if state.now.len() < end as usize {
+            state.now.resize(end as usize, 0);
+        }
+        state.now[offset as usize..end as usize].copy_from_slice(data);
+        if state.tracing {
+            state.trace.push(Op::Write(offset, data.to_vec()));
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut state = self.state();
+        if state.fail_sync.is_some_and(|good| state.syncs >= good) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        state.syncs += 1;
+        if state.tracing {
+            state.trace.push(Op::Sync);
+        }
+        Ok(())
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.state().blocks.len() as u64 * BLOCK)
+    }
+
+    fn reserved(&self) -> u64 {
+        self.state().reserved
+    }
+
+    fn reserve(&self, bytes: u64) -> io::Result<()> {
+        let mut state = self.state();
+        if bytes > state.reserved {
+            state.check_room(state.blocks.len() as u64, bytes)?;
+        }
+        state.reserved = bytes;
+        Ok(())
+    }
+}
+
+/// Plays a trace on the image it started from and cuts the power where it is asked to.
+pub struct Replay {
+    durable: Vec<u8>,
+    unsynced: Vec<Op>,
+}
+
+impl Replay {
+    pub fn new(start: Vec<u8>) -> Self {
+        Self {
+            durable: start,
+            unsynced: Vec::new(),
+        }
+    }
+
+    pub fn step(&mut self, op: &Op) {
+        match op {
+            Op::Sync => {
+                for op in self.unsynced.drain(..) {
+                    apply(&mut self.durable, &op, |_| true);
+                }
+            }
+            op => self.unsynced.push(op.clone()),
+        }
+    }
+
+    pub fn has_unsynced(&self) -> bool {
+        !self.unsynced.is_empty()
+    }
+
+    /// What is on the platter if the power goes now.
+    pub fn power_loss(&self, survives: Survives, rng: &mut Rng) -> Vec<u8> {
+        let mut image = self.durable.clone();
+        let chosen = rng.below(self.unsynced.len().max(1) as u64) as usize;
+        for (at, op) in self.unsynced.iter().enumerate() {
+            let whole = match survives {
+                Survives::Nothing => false,
+                Survives::One => at == chosen,
+                Survives::AllButOne => at != chosen,
+                Survives::All => true,
+                Survives::Sectors => {
+                    apply(&mut image, op, |_| rng.chance(50));
+                    continue;
+                }
+            };
+            if whole {
+                apply(&mut image, op, |_| true);
+            }
+        }
+        image
+    }
+}
+
+fn apply(image: &mut Vec<u8>, op: &Op, mut reaches: impl FnMut(usize) -> bool) {
+    match op {
+        Op::Sync => (),
+        Op::SetLen(len) => {
+            if reaches(0) {
+                image.resize(*len as usize, 0);
+            }
+        }
+        Op::Write(offset, data) => {
+            let mut at = 0;
+            while at < data.len() {
+                let from = *offset as usize + at;
+                let len = (SECTOR - from % SECTOR).min(data.len() - at);
+                // A sector beyond the end of a file whose growth was lost is lost too.
+                if reaches(at) && from + len <= image.len() {
+                    image[from..from + len].copy_from_slice(&data[at..at + len]);
+                }
+                at += len;
+            }
+        }
+    }
+}

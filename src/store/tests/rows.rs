@@ -1,0 +1,799 @@
+//! What went wrong elsewhere, one test each, and what no model of a few keys shows: large ranges, many threads.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use proptest::prelude::*;
+use prost::Message;
+use quorate_api::proto::etcdserverpb::request_op::Request;
+use quorate_api::proto::etcdserverpb::{self as pb};
+use quorate_api::proto::quorate as wire;
+use quorate_api::{Error as Answer, KeyRange, LeaseId, Revision};
+use quorate_store::backend::{self, Applied};
+use quorate_store::command::{self, Command, Outcome, Reply};
+use quorate_store::event::{EventBatch, EventKind};
+use quorate_store::{Applier, Error, EventSink, Options, Store};
+
+#[derive(Clone, Default)]
+struct Events(Arc<Mutex<Vec<Arc<EventBatch>>>>);
+
+impl EventSink for Events {
+    fn publish(&self, batches: Vec<Arc<EventBatch>>) {
+        self.0.lock().unwrap().extend(batches);
+    }
+}
+
+struct Node {
+    store: Store,
+    applier: Applier,
+    events: Events,
+    index: u64,
+    folder: Arc<tempfile::TempDir>,
+}
+
+fn options() -> Options {
+    Options {
+        backend: backend::Options {
+            reserve_bytes: 0,
+            ..backend::Options::default()
+        },
+        background_compaction: false,
+        ..Options::default()
+    }
+}
+
+impl Node {
+    fn new() -> Self {
+        Self::with(options())
+    }
+
+    fn with(options: Options) -> Self {
+        Self::open(Arc::new(tempfile::tempdir().unwrap()), options)
+    }
+
+    fn open(folder: Arc<tempfile::TempDir>, options: Options) -> Self {
+        let events = Events::default();
+        let path = Path::new(folder.path()).join("store");
+        let (store, applier) = Store::open(&path, options, Box::new(events.clone())).unwrap();
+        Self {
+            index: applier.applied().map_or(0, |applied| applied.index + 1),
+            store,
+            applier,
+            events,
+            folder,
+        }
+    }
+
+    /// Stops at a durable state and starts again.
+    fn restart(self) -> Self {
+        self.store.flush().unwrap();
+        self.crash()
+    }
+
+    /// Forgets what is not durable.
+    fn crash(self) -> Self {
+        let folder = self.folder.clone();
+        drop((self.store, self.applier));
+        Self::open(folder, options())
+    }
+
+    fn apply(&mut self, commands: Vec<Command>) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        let entry = Applied {
+            index: self.index,
+            term: 5,
+        };
+        self.applier.apply(entry, commands, &mut outcomes).unwrap();
+        self.index += 1;
+        outcomes
+    }
+
+    fn one(&mut self, command: Command) -> Result<Reply, Answer> {
+        self.apply(vec![command]).remove(0).result
+    }
+
+    fn compact_all(&mut self) {
+        while self.applier.compact_step(100).unwrap() {}
+    }
+
+    fn all(&self, at: i64) -> Result<Vec<(Bytes, Bytes, i64)>, Error> {
+        let answer = self.store.range(&everything(at))?;
+        let kvs = answer.into_kvs()?;
+        Ok(kvs.into_iter().map(|kv| (kv.key, kv.value, kv.mod_revision)).collect())
+    }
+}
+
+fn everything(revision: i64) -> pb::RangeRequest {
+    pb::RangeRequest {
+        key: Bytes::from_static(b"\0"),
+        range_end: Bytes::from_static(b"\0"),
+        revision,
+        ..Default::default()
+    }
+}
+
+fn put_request(key: &str, value: &str) -> pb::PutRequest {
+    pb::PutRequest {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+        ..Default::default()
+    }
+}
+
+fn put(key: &str, value: &str) -> Command {
+    Command::Put(put_request(key, value))
+}
+
+fn delete_request(key: &'static str, end: &'static str) -> pb::DeleteRangeRequest {
+    pb::DeleteRangeRequest {
+        key: key.into(),
+        range_end: end.into(),
+        prev_kv: false,
+    }
+}
+
+fn delete(key: &'static str, end: &'static str) -> Command {
+    Command::DeleteRange(delete_request(key, end))
+}
+
+fn compact(revision: i64) -> Command {
+    Command::Compact(pb::CompactionRequest {
+        revision,
+        physical: false,
+    })
+}
+
+fn txn(ops: Vec<Request>) -> Command {
+    Command::Txn(pb::TxnRequest {
+        compare: Vec::new(),
+        success: ops
+            .into_iter()
+            .map(|request| pb::RequestOp { request: Some(request) })
+            .collect(),
+        failure: Vec::new(),
+    })
+}
+
+fn grant(id: i64) -> Command {
+    Command::LeaseGrant(wire::LeaseGrant { id, ttl_secs: 60 })
+}
+
+fn revoke(id: i64, expired_in_term: u64) -> Command {
+    Command::LeaseRevoke(wire::LeaseRevoke { id, expired_in_term })
+}
+
+fn leased(key: &str, lease: i64) -> Command {
+    Command::Put(pb::PutRequest {
+        lease,
+        ..put_request(key, "leased")
+    })
+}
+
+/// One of each kind, and what they look like at their worst.
+fn every_kind() -> Vec<Command> {
+    let member = pb::Member {
+        id: 7,
+        peer_ur_ls: vec!["http://one:2380".into()],
+        ..Default::default()
+    };
+    vec![
+        put("a", "1"),
+        delete("a", ""),
+        txn(vec![Request::RequestPut(put_request("b", "2"))]),
+        compact(2),
+        grant(3),
+        revoke(3, 0),
+        Command::LeaseCheckpoint(pb::LeaseCheckpointRequest {
+            checkpoints: vec![pb::LeaseCheckpoint {
+                id: 3,
+                remaining_ttl: 9,
+            }],
+        }),
+        Command::MemberPut(wire::MemberPut {
+            member: Some(member.clone()),
+        }),
+        Command::MemberPublish(wire::MemberPublish {
+            id: 7,
+            name: "seven".into(),
+            client_urls: vec!["http://one:2379".into()],
+        }),
+        Command::MemberRemove(wire::MemberRemove { id: 7 }),
+        Command::ClusterInit(wire::ClusterInit {
+            cluster_id: 1,
+            members: vec![member],
+        }),
+        Command::AlarmSet(wire::AlarmSet {
+            member_id: 7,
+            alarm: 1,
+            active: true,
+        }),
+    ]
+}
+
+/// B20: each kind of command moves the applied index in the same commit as its effects; so does an empty entry.
+#[test]
+fn every_command_kind_saves_applied_index() {
+    let mut node = Node::new();
+    assert_eq!(node.applier.applied(), None);
+    for command in every_kind() {
+        let index = node.index;
+        let _ = node.one(command);
+        node = node.restart();
+        assert_eq!(node.applier.applied(), Some(Applied { index, term: 5 }));
+    }
+    let entry = Applied { index: 90, term: 6 };
+    let membership = Bytes::from_static(b"who votes");
+    node.applier.apply_empty(entry, Some(membership.clone())).unwrap();
+    node = node.restart();
+    assert_eq!(node.applier.applied(), Some(entry));
+    assert_eq!(node.applier.raft_membership(), Some(membership));
+    assert_eq!(node.store.applied_index(), 90);
+}
+
+#[test]
+fn an_entry_is_applied_once() {
+    let mut node = Node::new();
+    node.one(put("a", "1")).unwrap();
+    let again = node
+        .applier
+        .apply(Applied { index: 0, term: 5 }, vec![put("a", "2")], &mut Vec::new());
+    assert!(matches!(again, Err(Error::OutOfOrder { index: 0, applied: 0 })));
+    let after = node
+        .applier
+        .apply(Applied { index: 1, term: 5 }, vec![put("a", "2")], &mut Vec::new());
+    assert!(
+        matches!(after, Err(Error::Poisoned)),
+        "who got one wrong gets no other right"
+    );
+}
+
+/// A22, A23, A21, E1: odd numbers, missing parts, empty keys, inverted ranges.
+#[test]
+fn apply_accepts_any_decodable_command() {
+    let odd_range = pb::RangeRequest {
+        sort_order: 77,
+        sort_target: -1,
+        limit: i64::MIN,
+        revision: i64::MIN,
+        ..Default::default()
+    };
+    let odd_compare = pb::Compare {
+        result: 99,
+        target: 99,
+        range_end: Bytes::from_static(b"\0"),
+        ..Default::default()
+    };
+    let mut node = Node::new();
+    node.apply(vec![put("a", "1"), grant(1), leased("b", 1)]);
+    let commands = [
+        Command::Put(pb::PutRequest::default()),
+        Command::Put(pb::PutRequest {
+            ignore_lease: true,
+            ignore_value: true,
+            lease: 9,
+            ..put_request("a", "kept?")
+        }),
+        Command::DeleteRange(pb::DeleteRangeRequest::default()),
+        delete("z", "a"),
+        Command::Txn(pb::TxnRequest::default()),
+        Command::Txn(pb::TxnRequest {
+            compare: vec![odd_compare.clone(), pb::Compare::default()],
+            success: vec![pb::RequestOp { request: None }],
+            failure: vec![pb::RequestOp { request: None }],
+        }),
+        txn(vec![Request::RequestRange(odd_range)]),
+        txn(vec![
+            Request::RequestPut(put_request("same", "1")),
+            Request::RequestPut(put_request("same", "2")),
+            Request::RequestDeleteRange(delete_request("same", "")),
+            Request::RequestPut(put_request("same", "3")),
+        ]),
+        txn(vec![
+            Request::RequestDeleteRange(delete_request("a", "")),
+            Request::RequestPut(pb::PutRequest {
+                ignore_value: true,
+                ..put_request("a", "")
+            }),
+        ]),
+        compact(i64::MIN),
+        compact(i64::MAX),
+        grant(0),
+        grant(i64::MIN),
+        Command::LeaseGrant(wire::LeaseGrant {
+            id: 5,
+            ttl_secs: i64::MIN,
+        }),
+        revoke(0, 0),
+        Command::LeaseCheckpoint(pb::LeaseCheckpointRequest::default()),
+        Command::MemberPut(wire::MemberPut { member: None }),
+        Command::MemberRemove(wire::MemberRemove { id: 0 }),
+        Command::MemberPublish(wire::MemberPublish::default()),
+        Command::ClusterInit(wire::ClusterInit::default()),
+        Command::AlarmSet(wire::AlarmSet {
+            member_id: 1,
+            alarm: 99,
+            active: true,
+        }),
+    ];
+    for command in commands {
+        let mut batch = BytesMut::new();
+        command::encode_into(&mut batch, &command);
+        let read = command::decode(batch.freeze()).unwrap();
+        assert_eq!(node.apply(read).len(), 1, "{command:?}");
+    }
+    let holds = Command::Txn(pb::TxnRequest {
+        compare: vec![odd_compare],
+        ..Default::default()
+    });
+    let Ok(Reply::Txn(answer)) = node.one(holds) else {
+        panic!("a txn is answered")
+    };
+    assert!(answer.succeeded, "unknown numbers compare as equal, and hold");
+    let node = node.restart();
+    assert!(node.store.alarms().is_empty());
+    node.all(0).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+    /// A22, A44: whatever bytes decode to, two stores apply alike, and neither panics.
+    #[test]
+    fn bytes_that_decode_apply(seed in prop::collection::vec(any::<u8>(), 0..24), which in 0..12usize, at in any::<prop::sample::Index>()) {
+        let mut bytes = wire::Command { kind: Some(every_kind().swap_remove(which)) }.encode_to_vec();
+        let at = at.index(bytes.len() + 1);
+        bytes.splice(at..bytes.len().min(at + seed.len() / 2), seed);
+        if let Ok(wire::Command { kind: Some(command) }) = wire::Command::decode(Bytes::from(bytes)) {
+            let mut batch = BytesMut::new();
+            command::encode_into(&mut batch, &command);
+            let commands = command::decode(batch.freeze()).unwrap();
+            let run = || {
+                let mut node = Node::new();
+                node.apply(vec![put("a", "1"), grant(3), leased("b", 3)]);
+                (node.apply(commands.clone()), node.all(0).unwrap(), node.store.members())
+            };
+            prop_assert_eq!(run(), run());
+        }
+    }
+}
+
+/// A18, E1.
+#[test]
+fn unknown_sort_target_is_an_error() {
+    let node = Node::new();
+    for (sort_order, sort_target) in [(0, 5), (3, 0), (-1, -1)] {
+        let request = pb::RangeRequest {
+            sort_order,
+            sort_target,
+            ..everything(0)
+        };
+        let answer = node.store.range(&request).map(drop);
+        assert!(matches!(answer, Err(Error::Refused(Answer::InvalidSortOption))));
+    }
+}
+
+/// B7: an event comes from an effect, and once.
+#[test]
+fn txn_delivers_each_event_once() {
+    let mut node = Node::new();
+    node.one(put("a", "1")).unwrap();
+    node.events.0.lock().unwrap().clear();
+    node.one(txn(vec![
+        Request::RequestPut(put_request("b", "2")),
+        Request::RequestDeleteRange(delete_request("a", "c")),
+        Request::RequestRange(everything(0)),
+        Request::RequestPut(put_request("c", "3")),
+    ]))
+    .unwrap();
+    let events = node.events.0.lock().unwrap();
+    assert_eq!(events.len(), 1);
+    let keys: Vec<_> = events[0]
+        .events
+        .iter()
+        .map(|event| (&event.key[..], event.prev))
+        .collect();
+    let want: [(&[u8], _); 4] = [
+        (b"b", None),
+        (b"a", Some(Revision(2))),
+        // What stood before the transaction, as etcd shows it.
+        (b"b", None),
+        (b"c", None),
+    ];
+    assert_eq!(keys, want);
+    let history = node.store.history(&KeyRange::all(), Revision(3), 10, 1 << 20).unwrap();
+    assert_eq!(history.batches, [(*events[0]).clone()]);
+}
+
+/// B23
+#[test]
+fn txn_reads_its_own_deletes() {
+    let mut node = Node::new();
+    node.apply(vec![put("a", "1"), put("b", "2")]);
+    let reply = node.one(txn(vec![
+        Request::RequestDeleteRange(delete_request("a", "")),
+        Request::RequestRange(everything(0)),
+        Request::RequestPut(put_request("c", "3")),
+        Request::RequestRange(everything(0)),
+        Request::RequestRange(everything(2)),
+    ]));
+    let Ok(Reply::Txn(reply)) = reply else {
+        panic!("{reply:?}")
+    };
+    let keys: Vec<Vec<&[u8]>> = reply
+        .responses
+        .iter()
+        .filter_map(|op| match &op.response {
+            Some(pb::response_op::Response::ResponseRange(range)) => {
+                Some(range.kvs.iter().map(|kv| &kv.key[..]).collect())
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(keys, [vec![&b"b"[..]], vec![b"b", b"c"], vec![b"a"]]);
+}
+
+/// B44: what is refused leaves no trace: not in the state, in history, in events, in the revision.
+#[test]
+fn aborted_txn_is_never_visible() {
+    let mut node = Node::new();
+    node.apply(vec![put("a", "1"), compact(2)]);
+    node.events.0.lock().unwrap().clear();
+    let past = |revision| Request::RequestRange(everything(revision));
+    let no_lease = pb::PutRequest {
+        lease: 99,
+        ..put_request("b", "2")
+    };
+    let absent = pb::PutRequest {
+        ignore_value: true,
+        ..put_request("b", "")
+    };
+    for (last, error) in [
+        (Request::RequestPut(no_lease), Answer::LeaseNotFound),
+        (Request::RequestPut(absent), Answer::KeyNotFound),
+        (past(1), Answer::Compacted),
+        (past(-1), Answer::Compacted),
+        (past(9), Answer::FutureRevision),
+    ] {
+        let first = Request::RequestPut(put_request("a", "never"));
+        let nested = Request::RequestTxn(match txn(vec![last]) {
+            Command::Txn(txn) => txn,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(node.one(txn(vec![first, nested])), Err(error));
+    }
+    assert_eq!(node.store.revision(), Revision(2));
+    assert!(node.events.0.lock().unwrap().is_empty());
+    assert_eq!(node.all(0).unwrap(), [("a".into(), "1".into(), 2)]);
+    let node = node.restart();
+    assert_eq!(node.all(0).unwrap(), [("a".into(), "1".into(), 2)]);
+}
+
+/// B24: a leader that has been deposed revokes nothing; its successor and clients do.
+#[test]
+fn deposed_leader_revokes_nothing() {
+    let mut node = Node::new();
+    node.apply(vec![grant(1), leased("b", 1), leased("a", 1)]);
+    assert_eq!(node.one(revoke(1, 4)), Ok(Reply::Done));
+    assert_eq!(node.store.lease_keys(LeaseId(1)), ["a", "b"]);
+    node.events.0.lock().unwrap().clear();
+    assert_eq!(node.one(revoke(1, 5)), Ok(Reply::LeaseRevoke));
+    assert_eq!(node.store.lease(LeaseId(1)), None);
+    assert_eq!(node.store.revision(), Revision(4), "one revision for all keys");
+    let events = node.events.0.lock().unwrap();
+    let keys: Vec<_> = events[0].events.iter().map(|event| event.key.clone()).collect();
+    assert_eq!(keys, ["a", "b"], "in byte order");
+    assert!(events[0].events.iter().all(|event| event.kind == EventKind::Delete));
+}
+
+/// B30: what a leader left of a lease is there after a restart, and so are its keys.
+#[test]
+fn leases_come_back_with_keys_and_remainder() {
+    let mut node = Node::new();
+    let checkpoint = Command::LeaseCheckpoint(pb::LeaseCheckpointRequest {
+        checkpoints: vec![pb::LeaseCheckpoint {
+            id: -4,
+            remaining_ttl: 17,
+        }],
+    });
+    node.apply(vec![
+        grant(-4),
+        grant(2),
+        leased("a", 2),
+        leased("a", -4),
+        leased("b", -4),
+        checkpoint,
+    ]);
+    let before = node.store.leases();
+    let node = node.restart();
+    assert_eq!(node.store.leases(), before);
+    assert_eq!(node.store.lease(LeaseId(-4)).unwrap().remaining_secs, Some(17));
+    assert_eq!(node.store.lease_keys(LeaseId(-4)), ["a", "b"]);
+    assert!(node.store.lease_keys(LeaseId(2)).is_empty());
+}
+
+/// B12: "compacted?" is decided by the order of entries, wherever physical removal stands.
+#[test]
+fn txn_on_compacted_revision_is_equal_everywhere() {
+    let run = |remove: bool| {
+        let mut node = Node::new();
+        node.apply(vec![
+            put("a", "1"),
+            put("a", "2"),
+            put("b", "3"),
+            delete("b", ""),
+            put("a", "4"),
+        ]);
+        node.one(compact(5)).unwrap();
+        if remove {
+            node.compact_all();
+        }
+        let reads = (-2..9).map(|revision| node.one(txn(vec![Request::RequestRange(everything(revision))])));
+        let reads: Vec<_> = reads.collect();
+        let outside: Vec<_> = (1..9)
+            .map(|revision| node.all(revision).map_err(|error| error.to_string()))
+            .collect();
+        let pairs: Vec<_> = (1..9)
+            .map(|at| node.store.pair_at(b"a", Revision(at)).unwrap())
+            .collect();
+        let history = node.store.history(&KeyRange::all(), Revision(5), 10, 1 << 20).unwrap();
+        (reads, outside, pairs, history, node.store.hash_kv(0).unwrap())
+    };
+    assert_eq!(run(false), run(true));
+}
+
+/// B11, B13, B47: a deletion at the very revision of the compaction stays visible to who starts there.
+#[test]
+fn compaction_on_delete_keeps_the_event() {
+    let mut node = Node::new();
+    node.apply(vec![put("a", "1"), put("b", "2"), delete("a", ""), put("c", "3")]);
+    node.one(compact(4)).unwrap();
+    node.compact_all();
+    for _ in 0..2 {
+        let history = node.store.history(&KeyRange::all(), Revision(4), 10, 1 << 20).unwrap();
+        assert_eq!(history.batches.len(), 2);
+        assert_eq!(history.batches[0].events[0].kind, EventKind::Delete);
+        assert_eq!(history.batches[0].events[0].key, "a");
+        let below = node.store.history(&KeyRange::all(), Revision(3), 10, 1 << 20);
+        assert!(matches!(below, Err(Error::Refused(Answer::Compacted))));
+        assert_eq!(node.all(4).unwrap(), [("b".into(), "2".into(), 3)]);
+        node = node.restart();
+    }
+}
+
+/// B9: whatever slice of the removal a crash comes after, no revision is lost.
+#[test]
+fn crash_in_compaction_never_lowers_revision() {
+    let mut node = Node::new();
+    for round in 0..4 {
+        let puts = (0..300).map(|key| put(&format!("{key:04}"), &format!("{round}")));
+        node.apply(puts.collect());
+        node.one(delete("0250", "\0")).unwrap();
+    }
+    let (revision, state) = (node.store.revision(), node.all(0).unwrap());
+    node.one(compact(revision.0)).unwrap();
+    let mut crashes = 0;
+    loop {
+        let more = node.applier.compact_step(64).unwrap();
+        node = node.restart();
+        assert_eq!((node.store.revision(), node.store.compacted()), (revision, revision.0));
+        assert_eq!(node.all(0).unwrap(), state);
+        crashes += 1;
+        // A restart begins the walk anew; let it come one slice further each time.
+        for _ in 0..crashes {
+            node.applier.compact_step(64).unwrap();
+        }
+        if !more || crashes > 12 {
+            break;
+        }
+    }
+    node.compact_all();
+    let node = node.restart();
+    let history = node.store.history(&KeyRange::all(), revision, 10, 1 << 20).unwrap();
+    assert_eq!(history.batches[0].events.len(), 50, "what the last revision deleted");
+    assert_eq!(node.all(0).unwrap(), state);
+}
+
+/// Large answers are sent from the index, not from a copy, and stand at one revision while everything moves.
+#[test]
+fn large_ranges_stand_still_while_the_store_moves() {
+    const KEYS: i64 = 5000;
+    let mut node = Node::with(Options {
+        background_compaction: true,
+        value_cache_bytes: 1 << 20,
+        ..options()
+    });
+    let key = |n: i64| format!("key{n:06}");
+    // Revision r wrote key (r − 2) mod KEYS, with the value r.
+    let batch = move |from: i64| -> Vec<Command> {
+        (from..from + 500)
+            .map(|r| put(&key((r - 2) % KEYS), &r.to_string()))
+            .collect()
+    };
+    let mut next = 2;
+    for _ in 0..20 {
+        node.apply(batch(next));
+        next += 500;
+    }
+    let stop = AtomicBool::new(false);
+    let store = node.store.clone();
+    std::thread::scope(|scope| {
+        let reader = |chunk: usize| {
+            let (store, stop) = (&store, &stop);
+            move || {
+                let mut rounds = 0;
+                while !stop.load(Ordering::Relaxed) || rounds < 3 {
+                    let mut answer = store.range(&everything(0)).unwrap();
+                    let at = answer.revision.0;
+                    assert!(answer.memory() < 64 << 10, "{} bytes held", answer.memory());
+                    assert_eq!((answer.count, answer.pairs_left()), (KEYS, KEYS as usize));
+                    let len = answer.encoded_len();
+                    let mut whole = Vec::new();
+                    while let Some(piece) = answer.next_chunk(chunk).unwrap() {
+                        assert!(piece.len() <= chunk.max(64));
+                        whole.extend_from_slice(&piece);
+                    }
+                    assert_eq!(whole.len(), len);
+                    let kvs = pb::RangeResponse::decode(&whole[..]).unwrap().kvs;
+                    for (n, kv) in (0..KEYS).zip(kvs) {
+                        let written = at - (at - 2 - n).rem_euclid(KEYS);
+                        assert_eq!((&kv.key[..], kv.mod_revision), (key(n).as_bytes(), written), "at {at}");
+                        assert_eq!(kv.value, written.to_string());
+                    }
+                    rounds += 1;
+                }
+            }
+        };
+        scope.spawn(reader(1 << 20));
+        scope.spawn(reader(5000));
+        for round in 0..60 {
+            node.apply(batch(next));
+            next += 500;
+            if round % 3 == 0 {
+                node.one(compact(next - 1 - 700)).unwrap();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    // Everything below the last compaction goes, once nobody reads it.
+    let (done, waits) = mpsc::channel();
+    store.on_compacted(store.compacted(), move |result| done.send(result).unwrap());
+    waits.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
+    let hash = store.hash_kv(0).unwrap();
+    drop(store);
+    let node = node.crash();
+    assert_eq!(node.store.hash_kv(0).unwrap().compacted, hash.compacted);
+}
+
+/// E2: a sort holds about its limit; one without is refused over its budget, and nobody is harmed.
+#[test]
+fn range_memory_stays_in_budget() {
+    let mut node = Node::with(Options {
+        range_bytes_max: 256 << 10,
+        ..options()
+    });
+    for batch in 0..20 {
+        node.apply((0..1000).map(|n| put(&format!("{batch:02}{n:04}"), "value")).collect());
+    }
+    let sorted = |limit, sort_target| pb::RangeRequest {
+        limit,
+        sort_order: 2,
+        sort_target,
+        ..everything(0)
+    };
+    for target in 0..5 {
+        let answer = node.store.range(&sorted(1, target)).unwrap();
+        assert!(answer.memory() < 8 << 10, "{} bytes held for one key", answer.memory());
+        assert!(answer.more && answer.count == 20_000);
+        let kvs = answer.into_kvs().unwrap();
+        assert_eq!(kvs.len(), 1);
+        let last = node.store.range(&sorted(0, target)).map(drop);
+        assert!(matches!(last, Err(Error::Memory { .. })));
+    }
+    let newest = node.store.range(&sorted(1, 3)).unwrap().into_kvs().unwrap();
+    assert_eq!(newest[0].mod_revision, 20_001);
+    let filtered = pb::RangeRequest {
+        min_mod_revision: i64::MAX,
+        ..everything(0)
+    };
+    let answer = node.store.range(&filtered).unwrap();
+    assert!(answer.memory() < 8 << 10 && answer.encoded_len() == 0 && answer.count == 20_000);
+}
+
+/// Deleting a huge prefix is one revision, and its cost follows what it deletes.
+#[test]
+fn a_huge_delete_is_one_revision() {
+    let mut node = Node::new();
+    for batch in 0..20 {
+        node.apply((0..1000).map(|n| put(&format!("{batch:02}{n:04}"), "value")).collect());
+    }
+    let reply = node.one(Command::DeleteRange(pb::DeleteRangeRequest {
+        prev_kv: true,
+        ..delete_request("\0", "\0")
+    }));
+    let Ok(Reply::DeleteRange(reply)) = reply else {
+        panic!("{reply:?}")
+    };
+    assert_eq!((reply.deleted, reply.prev_kvs.len()), (20_000, 20_000));
+    assert!(reply.prev_kvs.is_sorted_by_key(|kv| kv.key.clone()));
+    assert!(reply.prev_kvs.iter().all(|kv| kv.value == "value"));
+    assert_eq!((node.store.revision().0, node.store.live_keys()), (20_002, 0));
+    node.one(compact(20_002)).unwrap();
+    node.compact_all();
+    node.apply(vec![put("new", "1"), compact(20_003)]);
+    node.compact_all();
+    let node = node.restart();
+    assert_eq!(node.all(0).unwrap(), [("new".into(), "1".into(), 20_003)]);
+    assert!(node.store.memory().index_bytes < 4 << 10);
+}
+
+/// NOSPACE stops growth and nothing else; CORRUPT stops changes. Compaction and deletes are the way out of the first.
+#[test]
+fn alarms_forbid_what_makes_things_worse() {
+    let alarm = |alarm, active| {
+        Command::AlarmSet(wire::AlarmSet {
+            member_id: 1,
+            alarm,
+            active,
+        })
+    };
+    let mut node = Node::new();
+    node.apply(vec![put("a", "1"), grant(1), alarm(1, true)]);
+    for refused in [
+        put("b", "2"),
+        grant(2),
+        txn(vec![Request::RequestPut(put_request("b", "2"))]),
+    ] {
+        assert_eq!(node.one(refused), Err(Answer::NoSpace));
+    }
+    for fine in [
+        txn(vec![Request::RequestDeleteRange(delete_request("x", ""))]),
+        revoke(1, 0),
+        delete("a", ""),
+        compact(2),
+    ] {
+        node.one(fine).unwrap();
+    }
+    node = node.restart();
+    node.one(alarm(1, false)).unwrap();
+    node.apply(vec![put("a", "1"), grant(1), alarm(2, true)]);
+    for refused in [
+        put("b", "2"),
+        grant(2),
+        txn(Vec::new()),
+        revoke(1, 0),
+        delete("a", ""),
+        compact(3),
+    ] {
+        assert_eq!(node.one(refused), Err(Answer::Corrupt));
+    }
+    assert_eq!(node.all(0).unwrap().len(), 1, "reads go on");
+    node.one(alarm(2, false)).unwrap();
+    node.one(put("b", "2")).unwrap();
+}
+
+/// Members' hashes agree whatever their caches, files and removals look like, and differ when the data does.
+#[test]
+fn equal_stores_have_equal_hashes() {
+    let run = |value: &str| {
+        let mut node = Node::new();
+        node.apply(vec![put("a", "1"), put("b", "2"), delete("a", ""), put("b", value)]);
+        node
+    };
+    let (one, other) = (run("3"), run("3"));
+    let hash = one.store.hash_kv(0).unwrap();
+    assert_eq!(other.restart().store.hash_kv(0).unwrap(), hash);
+    assert_ne!(run("4").store.hash_kv(0).unwrap().hash, hash.hash);
+    assert_eq!(
+        run("4").store.hash_kv(4).unwrap().hash,
+        one.store.hash_kv(4).unwrap().hash
+    );
+    assert!(matches!(
+        one.store.hash_kv(6),
+        Err(Error::Refused(Answer::FutureRevision))
+    ));
+    assert_eq!((hash.at, hash.revision, hash.compacted), (Revision(5), Revision(5), -1));
+}

@@ -1,0 +1,492 @@
+//! The handle: what callers see of the log, and what it shares with the writer thread.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+
+use crate::Error;
+use crate::disk::{Disk, File};
+use crate::entry::{Done, Entry, LogPos};
+use crate::format::{PAYLOAD_MAX, VOTE_MAX};
+use crate::log::{Found, Log};
+use crate::options::{Options, Recovered};
+use crate::prepare::{Preparer, Spare};
+use crate::read::{self, Wanted};
+use crate::recover;
+use crate::scan;
+use crate::segment::{Place, SegmentId};
+use crate::writer::{Op, What, Writer};
+
+/// A batch is closed at this size, to keep its buffer and the wait for its first caller bounded.
+const BATCH_BYTES: usize = 4 << 20;
+/// What an entry costs in an answer besides its payload.
+const ENTRY_COST: usize = 32;
+
+/// A durable log. Clones are handles to the same one.
+///
+/// Operations take effect for readers at once, in the order of the calls, and are durable when their [`Done`] says so.
+/// When the last handle goes without [`close`](Self::close), what was queued is still written; the log only lacks its
+/// end mark.
+#[derive(Clone)]
+pub struct Wal(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Why the writer is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    Close,
+    Drop,
+}
+
+/// What the handles, the writer and the readers share.
+pub(crate) struct Shared {
+    core: Mutex<Core>,
+    /// The queue is no longer empty, or the writer is to stop.
+    wake: Condvar,
+    pub(crate) preparer: Arc<Preparer>,
+    writable: AtomicU64,
+}
+
+struct Core {
+    log: Log,
+    vote: Option<Bytes>,
+    committed: Option<LogPos>,
+    /// `committed` where the disk does not have it yet.
+    unsaved: Option<LogPos>,
+    queue: VecDeque<Op>,
+    files: BTreeMap<SegmentId, Arc<dyn File>>,
+    /// Entries from here on were truncated after the batch now being written was taken from the queue.
+    publish_below: u64,
+    poisoned: bool,
+    stop: Option<Stop>,
+    /// The writer has ended: with this.
+    ended: Option<Result<(), Error>>,
+}
+
+impl Wal {
+    /// Opens the log, or founds one where there is none. Everything that is returned is durable.
+    pub fn open(options: Options, disk: Arc<dyn Disk>) -> Result<(Self, Recovered), Error> {
+        options.validate()?;
+        let preparer = Arc::new(Preparer::new(disk.clone(), &options));
+        let mut scan = recover::recover(&disk, &options, &preparer)?;
+        let recovered = Recovered {
+            vote: scan.vote.clone(),
+            committed: scan.committed,
+            purged: scan.log.purged(),
+            last: scan.log.last(),
+            clean_stop: scan.clean_stop,
+            torn: scan.torn.clone(),
+        };
+        let mut log = std::mem::take(&mut scan.log);
+        log.set_cache(options.cache_bytes);
+        let files = scan
+            .live
+            .iter()
+            .map(|live| (live.segment.id, live.segment.file.clone()))
+            .collect();
+        let shared = Arc::new(Shared {
+            core: Mutex::new(Core {
+                vote: scan.vote.clone(),
+                committed: scan.committed,
+                unsaved: None,
+                queue: VecDeque::new(),
+                files,
+                publish_below: u64::MAX,
+                poisoned: false,
+                stop: None,
+                ended: None,
+                log,
+            }),
+            wake: Condvar::new(),
+            preparer: preparer.clone(),
+            writable: AtomicU64::new(0),
+        });
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let spawned = thread::Builder::new().name(name.into()).spawn(run);
+            spawned.map_err(|e| Error::io("start thread of the log in", &options.dir, e))
+        };
+        let mut threads = Vec::new();
+        if options.prepare_ahead {
+            let preparer = preparer.clone();
+            threads.push(spawn("wal-prepare", Box::new(move || preparer.run()))?);
+        }
+        let mut writer = Writer::new(shared.clone(), options.clone(), scan, &recovered);
+        let started = writer
+            .open()
+            .and_then(|()| spawn("wal", Box::new(move || writer.run())));
+        match started {
+            Ok(writer) => threads.push(writer),
+            Err(error) => {
+                preparer.stop();
+                threads.into_iter().for_each(|thread| drop(thread.join()));
+                return Err(error);
+            }
+        }
+        Ok((
+            Self(Arc::new(Handle {
+                shared,
+                threads: Mutex::new(threads),
+            })),
+            recovered,
+        ))
+    }
+
+    /// Adds entries at the end. They can be read when this returns, and are durable when `done` hears `Ok`.
+    ///
+    /// They have to follow the last entry: the next index, and no lower term. With [`Error::NoSpace`] they are gone
+    /// again, with all that were appended after them.
+    pub fn append(&self, entries: Vec<Entry>, done: Done) {
+        self.submit(done, |core| {
+            let mut last = core.log.last();
+            for entry in &entries {
+                if !Log::follows(last, entry.pos) {
+                    return Err(Error::NotNext {
+                        last,
+                        got: entry.pos,
+                    });
+                }
+                if entry.payload.len() > PAYLOAD_MAX {
+                    return Err(Error::TooLarge {
+                        what: "entry",
+                        bytes: entry.payload.len(),
+                        max: PAYLOAD_MAX,
+                    });
+                }
+                last = Some(entry.pos);
+            }
+            entries
+                .iter()
+                .cloned()
+                .for_each(|entry| core.log.push(entry));
+            Ok(What::Append(entries))
+        });
+    }
+
+    pub fn save_vote(&self, vote: Bytes, done: Done) {
+        self.submit(done, |core| {
+            if vote.len() > VOTE_MAX {
+                return Err(Error::TooLarge {
+                    what: "vote",
+                    bytes: vote.len(),
+                    max: VOTE_MAX,
+                });
+            }
+            core.vote = Some(vote.clone());
+            Ok(What::Vote(vote))
+        });
+    }
+
+    /// Notes how far the log is committed. Written along with the next batch, or when the log is closed: losing the
+    /// latest one only means to learn it again.
+    ///
+    /// A position beyond the end of the log is kept in memory until the log reaches it.
+    pub fn save_committed(&self, pos: LogPos) {
+        let mut core = self.0.shared.core.lock();
+        if core
+            .committed
+            .is_none_or(|committed| committed.index < pos.index)
+        {
+            core.committed = Some(pos);
+            core.unsaved = Some(pos);
+        }
+    }
+
+    /// Drops the entries after `after`; `None` drops all that are not purged. Committed entries can't go.
+    pub fn truncate_after(&self, after: Option<u64>, done: Done) {
+        self.submit(done, |core| {
+            let purged = core.log.purged().map(|purged| purged.index);
+            let floor = after.max(purged);
+            let reached = core
+                .committed
+                .filter(|pos| core.log.last().is_some_and(|last| last.index >= pos.index));
+            if let Some(committed) = reached.filter(|pos| floor < Some(pos.index)) {
+                return Err(Error::TruncatesCommitted { after, committed });
+            }
+            core.log.truncate(after);
+            core.publish_below = core
+                .publish_below
+                .min(after.map_or(0, |after| after.saturating_add(1)));
+            Ok(What::Truncate {
+                after: floor,
+                last: core.log.last(),
+            })
+        });
+    }
+
+    /// Drops the entries up to `upto`, inclusive. Where the log ends before that, it becomes empty, as by a
+    /// [`reset`](Self::reset).
+    pub fn purge(&self, upto: LogPos, done: Done) {
+        self.submit(done, |core| {
+            let beyond = core.log.last().is_none_or(|last| last.index < upto.index);
+            core.log.purge(upto);
+            if beyond {
+                core.publish_below = 0;
+                return Ok(What::Reset(upto));
+            }
+            Ok(What::Purge(upto))
+        });
+    }
+
+    /// Empties the log: the next entry is the one after `purged`. For when a snapshot has taken the log's place.
+    pub fn reset(&self, purged: LogPos, done: Done) {
+        self.submit(done, |core| {
+            core.publish_below = 0;
+            core.log.reset(purged);
+            Ok(What::Reset(purged))
+        });
+    }
+
+    /// Takes effect in memory, then queues; or queues the refusal, so that answers keep their order.
+    fn submit(&self, done: Done, accept: impl FnOnce(&mut Core) -> Result<What, Error>) {
+        let shared = &self.0.shared;
+        let mut core = shared.core.lock();
+        if core.stop.is_some() {
+            drop(core);
+            return done(Err(Error::Closed));
+        }
+        let accepted = if core.poisoned {
+            Err(Error::Poisoned)
+        } else {
+            accept(&mut core)
+        };
+        let what = accepted.unwrap_or_else(|refused| What::Answer(Err(refused)));
+        let idle = core.queue.is_empty();
+        core.queue.push_back(Op { what, done });
+        drop(core);
+        if idle {
+            shared.wake.notify_one();
+        }
+    }
+
+    /// The entries of `range` that the log has, in order, up to about `max_bytes`, but at least one if there is one.
+    /// Indexes that are purged or not appended yet are left out.
+    pub fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Entry>, Error> {
+        let (wanted, recent) = self.find(range, max_bytes);
+        if wanted.is_empty() {
+            return Ok(recent);
+        }
+        let mut entries = Vec::with_capacity(wanted.len() + recent.len());
+        if let Err(error) = read::read(&wanted, &mut entries) {
+            // A segment that was purged meanwhile may hold something else by now: then these entries are gone, not bad.
+            let first = self.0.shared.core.lock().log.first();
+            if wanted[0].index >= first {
+                return Err(error);
+            }
+            let (Some(last), again) = (wanted.last().map(|w| w.index.max(first)), first) else {
+                return Ok(recent);
+            };
+            return if again > last {
+                Ok(recent)
+            } else {
+                self.read(again..last + 1, max_bytes)
+            };
+        }
+        entries.extend(recent);
+        Ok(entries)
+    }
+
+    fn find(&self, range: Range<u64>, max_bytes: usize) -> (Vec<Wanted>, Vec<Entry>) {
+        let core = self.0.shared.core.lock();
+        let (mut wanted, mut recent) = (Vec::new(), Vec::new());
+        let mut bytes = 0usize;
+        for index in range.start.max(core.log.first())..range.end.min(core.log.next()) {
+            let len = core.log.len_of(index).unwrap_or(0);
+            bytes = bytes.saturating_add(len + ENTRY_COST);
+            if bytes > max_bytes && !(wanted.is_empty() && recent.is_empty()) {
+                break;
+            }
+            match core.log.find(index) {
+                Some(Found::Recent(entry)) => recent.push(entry),
+                Some(Found::OnDisk(index, slot)) => match core.files.get(&slot.place().segment) {
+                    Some(file) => wanted.push(Wanted {
+                        index,
+                        slot,
+                        file: file.clone(),
+                    }),
+                    None => break,
+                },
+                None => break,
+            }
+        }
+        (wanted, recent)
+    }
+
+    /// The purge point, and the last entry (the purge point in an empty log). Both may be ahead of the disk.
+    pub fn state(&self) -> (Option<LogPos>, Option<LogPos>) {
+        let core = self.0.shared.core.lock();
+        (core.log.purged(), core.log.last())
+    }
+
+    /// The vote as last given, which may be ahead of the disk.
+    pub fn vote(&self) -> Option<Bytes> {
+        self.0.shared.core.lock().vote.clone()
+    }
+
+    /// The committed position as last given, which may be ahead of the disk.
+    pub fn committed(&self) -> Option<LogPos> {
+        self.0.shared.core.lock().committed
+    }
+
+    /// Whether the log can continue a backend that has made everything up to `applied` durable.
+    /// [`Options::applied`] asks the same before anything is written, and should be preferred.
+    pub fn check_against(&self, applied: LogPos) -> Result<(), Error> {
+        let core = self.0.shared.core.lock();
+        let segment = core
+            .files
+            .last_key_value()
+            .map_or(SegmentId::FIRST, |(id, _)| *id);
+        scan::check_reaches(&core.log, Some(applied), "applied")
+            .map_err(|what| Error::damage(segment, 0, what))
+    }
+
+    /// True while there is space for a further segment. When it turns false, what is prepared already still takes
+    /// [`writable_bytes`](Self::writable_bytes); refuse clients then, so that the log need not. It turns true by itself
+    /// once there is space again.
+    pub fn space(&self) -> Arc<AtomicBool> {
+        self.0.shared.preparer.space().clone()
+    }
+
+    /// About how many bytes of entries fit into the space that is prepared. What is queued is not yet taken off.
+    pub fn writable_bytes(&self) -> u64 {
+        self.0.shared.writable.load(Ordering::Relaxed) + self.0.shared.preparer.ready_bytes()
+    }
+
+    /// Writes what is queued and an end mark, and ends the log's threads. Other handles still read; what they ask to
+    /// write is answered with [`Error::Closed`].
+    pub fn close(self) -> Result<(), Error> {
+        self.0.stop(Stop::Close);
+        self.0
+            .shared
+            .core
+            .lock()
+            .ended
+            .clone()
+            .unwrap_or(Err(Error::Closed))
+    }
+}
+
+impl Handle {
+    fn stop(&self, stop: Stop) {
+        self.shared.core.lock().stop.get_or_insert(stop);
+        self.shared.wake.notify_one();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            // A callback may hold the last handle; its thread can't wait for itself.
+            if thread.thread().id() != thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.stop(Stop::Drop);
+    }
+}
+
+/// What the writer asks for.
+impl Shared {
+    /// Waits for work and moves a batch of it to `ops`; or tells that there is none left and why the writer shall end.
+    pub(crate) fn next(&self, ops: &mut Vec<Op>) -> (Option<LogPos>, Option<Stop>) {
+        let mut core = self.core.lock();
+        while core.queue.is_empty() {
+            if core.stop.is_some() {
+                return (core.unsaved.take(), core.stop);
+            }
+            self.wake.wait(&mut core);
+        }
+        let mut bytes = 0;
+        let full = |op: &Op| {
+            bytes += op.what.bytes();
+            bytes > BATCH_BYTES
+        };
+        let take = core
+            .queue
+            .iter()
+            .position(full)
+            .map_or(core.queue.len(), |at| at.max(1));
+        ops.extend(core.queue.drain(..take));
+        // What stays queued has already taken effect in memory.
+        core.publish_below = core
+            .queue
+            .iter()
+            .map(|op| ends_below(&op.what, u64::MAX))
+            .min()
+            .unwrap_or(u64::MAX);
+        (core.unsaved.take(), None)
+    }
+
+    pub(crate) fn add_file(&self, id: SegmentId, file: Arc<dyn File>) {
+        self.core.lock().files.insert(id, file);
+    }
+
+    /// A batch is durable: its entries can be read from disk.
+    pub(crate) fn publish(
+        &self,
+        staged: &mut Vec<(u64, Place)>,
+        unsaved: Option<LogPos>,
+        retired: &[Spare],
+    ) {
+        let mut core = self.core.lock();
+        for (index, place) in staged.drain(..) {
+            if index < core.publish_below {
+                core.log.locate(index, place);
+            }
+        }
+        core.log.evict();
+        core.unsaved = core.unsaved.or(unsaved);
+        for spare in retired {
+            core.files.remove(&spare.id);
+        }
+    }
+
+    /// The log could not take an entry: everything appended after `last` goes, from memory and from the queue.
+    pub(crate) fn refuse_appends(&self, last: Option<LogPos>) -> Vec<Done> {
+        let mut core = self.core.lock();
+        let mut end = last.map_or(0, |last| last.index + 1);
+        let (mut refused, mut kept) = (Vec::new(), VecDeque::new());
+        for op in std::mem::take(&mut core.queue) {
+            match op.what {
+                What::Append(_) => refused.push(op.done),
+                _ => {
+                    end = ends_below(&op.what, end);
+                    kept.push_back(op);
+                }
+            }
+        }
+        core.queue = kept;
+        core.log.truncate(end.checked_sub(1));
+        refused
+    }
+
+    pub(crate) fn poison(&self) {
+        self.core.lock().poisoned = true;
+    }
+
+    pub(crate) fn set_writable(&self, bytes: u64) {
+        self.writable.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn ended(&self, outcome: Result<(), Error>) {
+        self.core.lock().ended = Some(outcome);
+    }
+}
+
+/// One past the last of the entries before `end` that an operation leaves.
+fn ends_below(what: &What, end: u64) -> u64 {
+    match what {
+        What::Truncate { after, .. } => end.min(after.map_or(0, |after| after.saturating_add(1))),
+        What::Reset(_) => 0,
+        _ => end,
+    }
+}

@@ -1,0 +1,231 @@
+//! Power lost at every call to the disk, and the log under random operations next to a naive model.
+#![allow(clippy::unwrap_used)]
+
+mod kit;
+
+use kit::{Step, World};
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+use quorate_wal::disk::{FaultyDisk, Tear};
+
+const fn append(entries: u8, bytes: u16) -> Step {
+    Step::Append {
+        entries,
+        bytes,
+        new_term: false,
+    }
+}
+
+/// Votes, bursts, truncations, purges that free segments, a reset, an orderly restart and a disorderly one; over enough
+/// bytes to use a dozen segments and to recycle some.
+fn script() -> Vec<Step> {
+    let mut script = vec![
+        Step::Vote(1),
+        Step::Wait,
+        append(1, 0),
+        append(3, 100),
+        Step::Wait,
+        Step::Commit(255),
+    ];
+    for round in 0..3 {
+        script.extend([
+            append(2, 500),
+            Step::Wait,
+            append(1, 700),
+            Step::Vote(round + 2),
+            append(4, 10),
+            Step::Commit(200),
+            Step::Wait,
+            Step::Truncate(200),
+            Step::Append {
+                entries: 2,
+                bytes: 600,
+                new_term: true,
+            },
+            Step::Wait,
+            append(3, 900),
+            Step::Commit(255),
+            append(1, 1),
+            Step::Wait,
+            Step::Purge(180),
+            append(1, 40),
+            Step::Wait,
+            Step::Close,
+            append(2, 30),
+        ]);
+    }
+    script.extend([
+        Step::Drop,
+        append(2, 300),
+        Step::Reset(10),
+        append(2, 10),
+        Step::Wait,
+        append(2, 900),
+        Step::Wait,
+    ]);
+    script
+}
+
+/// Plays the script until the power goes; true if it got through.
+fn play(world: &mut World) -> bool {
+    if world.open().is_err() {
+        return false;
+    }
+    for step in script() {
+        // Steps that reopen the log can't do so without power.
+        if matches!(step, Step::Close | Step::Drop) {
+            let ok = world.wait();
+            if !ok || world.disk.is_off() {
+                return false;
+            }
+            world.down();
+            if world.open().is_err() {
+                return false;
+            }
+            continue;
+        }
+        world.step(&step);
+        if world.disk.is_off() {
+            return false;
+        }
+    }
+    let ok = world.wait();
+    ok && !world.disk.is_off()
+}
+
+const TEARS: [Tear; 6] = [
+    Tear::Lose,
+    Tear::Keep,
+    Tear::LoseFirst,
+    Tear::LoseLast,
+    Tear::Mix(1),
+    Tear::Mix(0x5eed),
+];
+
+/// A log that was found after a power loss is found the same again, takes more, and keeps that.
+fn goes_on(mut world: World) {
+    world.open().unwrap();
+    world.down();
+    world.disk.power_loss(Tear::Lose);
+    world.open().unwrap();
+    for step in [append(2, 200), Step::Vote(99), Step::Wait] {
+        world.step(&step);
+    }
+    world.down();
+    world.disk.power_loss(Tear::Lose);
+    world.open().unwrap();
+}
+
+fn matrix(prepare_ahead: bool, stride: usize) -> usize {
+    let mut cuts = 0;
+    for cut in (0..).step_by(stride) {
+        let mut world = World::new(FaultyDisk::new(), prepare_ahead);
+        world.disk.cut_power_after(cut);
+        let done = play(&mut world);
+        world.down();
+        for tear in TEARS {
+            println!("cut after {cut} calls, {tear:?}");
+            let after = world.fork();
+            after.disk.power_loss(tear);
+            goes_on(after);
+        }
+        if done {
+            break;
+        }
+        cuts += 1;
+    }
+    cuts
+}
+
+/// B27, D2
+#[test]
+fn power_loss_keeps_every_acknowledged_write() {
+    let cuts = matrix(false, 1);
+    assert!(cuts > 150, "only {cuts} calls to the disk in the script");
+}
+
+/// B27, D2: the same with the helper thread, whose calls fall between the writer's as they will.
+#[test]
+fn power_loss_keeps_every_acknowledged_write_while_segments_are_prepared() {
+    matrix(true, 5);
+}
+
+/// D2: power lost again at every call of the recovery from a power loss.
+#[test]
+fn power_loss_during_recovery_changes_nothing() {
+    for cut in (3..).step_by(7) {
+        let mut world = World::new(FaultyDisk::new(), false);
+        world.disk.cut_power_after(cut);
+        let done = play(&mut world);
+        world.down();
+        world.disk.power_loss(Tear::Mix(cut));
+        // What the first recovery finds is what every later one has to find.
+        let mut first = world.fork();
+        first.open().unwrap();
+        let expect = first.state().clone();
+        for again in 0.. {
+            let mut second = world.fork();
+            second.disk.cut_power_after(again);
+            let opened = second.open().is_ok();
+            second.down();
+            for tear in TEARS {
+                let mut third = second.fork();
+                third.disk.power_loss(tear);
+                third.open().unwrap();
+                assert_eq!(
+                    *third.state(),
+                    expect,
+                    "cut after {cut}, recovery cut after {again}, {tear:?}"
+                );
+            }
+            if opened {
+                break;
+            }
+        }
+        if done {
+            break;
+        }
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        10 => (1..5u8, prop_oneof![0..60u16, 0..1500u16], prop::bool::weighted(0.2))
+            .prop_map(|(entries, bytes, new_term)| Step::Append { entries, bytes, new_term }),
+        3 => any::<u8>().prop_map(Step::Vote),
+        3 => any::<u8>().prop_map(Step::Commit),
+        2 => any::<u8>().prop_map(Step::Truncate),
+        3 => any::<u8>().prop_map(Step::Purge),
+        1 => (0..20u8).prop_map(Step::Reset),
+        4 => Just(Step::Wait),
+        1 => Just(Step::Close),
+        1 => Just(Step::Drop),
+        2 => prop_oneof![
+            Just(Tear::Lose), Just(Tear::Keep), Just(Tear::LoseFirst), Just(Tear::LoseLast), any::<u64>().prop_map(Tear::Mix)
+        ].prop_map(Step::Power),
+        1 => (0..4u8).prop_map(Step::FailSync),
+        1 => (0..4u8).prop_map(Step::FailWrite),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, rng_seed: RngSeed::Fixed(0x51ed), ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_log_agrees_with_a_naive_model(steps in prop::collection::vec(step(), 1..60), ahead in any::<bool>()) {
+        let mut world = World::new(FaultyDisk::new(), ahead);
+        world.open().unwrap();
+        for step in &steps {
+            if matches!(step, Step::Close | Step::Drop | Step::Power(_)) {
+                world.wait();
+            }
+            // A fault that would hit the recovery itself is another test's.
+            if matches!(step, Step::Close | Step::Drop) {
+                world.disk.fail_sync(1 << 40);
+                world.disk.fail_write(1 << 40);
+            }
+            world.step(step);
+        }
+        world.step(&Step::Power(Tear::Lose));
+    }
+}

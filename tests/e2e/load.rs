@@ -1,0 +1,365 @@
+//! Too much at once: memory stays in its budget, others are served, and it is over when it is over.
+
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use quorate_api::proto::etcdserverpb::request_op::Request;
+use quorate_api::proto::etcdserverpb::watch_request::RequestUnion;
+use quorate_api::proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseLeasesRequest, LeaseLeasesResponse, PutRequest, RangeRequest,
+    RangeResponse, RequestOp, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest, WatchResponse,
+};
+use quorate_kit::Rpc;
+use quorate_kit::raw::{Raw, Windows, finish, frame};
+
+use crate::support::{RANGE, TXN, WATCH, alone, assert_serves, percentile, prefix, put_at, start};
+
+const MIB: u64 = 1 << 20;
+
+/// Writes `count` values of `bytes` each under `big/`.
+async fn fill(rpc: &Rpc, count: usize, bytes: usize) {
+    const BATCH: usize = 100;
+    for first in (0..count).step_by(BATCH) {
+        let success = (first..(first + BATCH).min(count))
+            .map(|n| {
+                let put = PutRequest {
+                    key: format!("big/{n:06}").into(),
+                    value: vec![b'v'; bytes].into(),
+                    ..PutRequest::default()
+                };
+                RequestOp {
+                    request: Some(Request::RequestPut(put)),
+                }
+            })
+            .collect();
+        let txn = TxnRequest {
+            success,
+            ..TxnRequest::default()
+        };
+        let _: TxnResponse = rpc.unary(TXN, &txn).await.unwrap();
+    }
+}
+
+/// D18, E2: fifty full ranges over 100 MB at once, and answers that nobody reads. Each is answered whole or refused
+/// for want of resources; what the node needs for all of them is bounded; and puts go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn range_memory_stays_in_budget() {
+    const KEYS: usize = 10_000;
+    const VALUE: usize = 10_000;
+    const READERS: usize = 50;
+    const BUDGET: u64 = 1 << 30; // etcd needs 4 to 5 GiB for this
+    let _turn = alone().await;
+    let mut own = start();
+    let rpc = own.node.rpc();
+    fill(&rpc, KEYS, VALUE).await;
+    let before = own.node.resident_bytes();
+    let request = frame(&prefix("big/").encode_to_vec());
+
+    let readers: Vec<_> = (0..READERS)
+        .map(|_| {
+            let (address, request) = (own.node.address(), request.clone());
+            tokio::spawn(async move {
+                let mut raw = Raw::connect(address, Windows::default()).await.unwrap();
+                tokio::time::timeout(Duration::from_secs(90), raw.call(RANGE, request)).await
+            })
+        })
+        .collect();
+    let mut took = Vec::new();
+    while readers.iter().any(|reader| !reader.is_finished()) {
+        let asked = Instant::now();
+        put_at(&rpc, "small", "1").await;
+        took.push(asked.elapsed());
+    }
+    let (mut whole, mut refused) = (0, 0);
+    for reader in readers {
+        let ended = reader.await.unwrap().expect("a range is answered within 90 s").unwrap();
+        match ended.grpc_status.as_deref() {
+            Some("0") => {
+                assert!(
+                    ended.body_bytes > (KEYS * VALUE) as u64,
+                    "only {} bytes, and OK",
+                    ended.body_bytes
+                );
+                whole += 1;
+            }
+            Some("8") => refused += 1,
+            _ => panic!("neither answered nor refused: {ended:?}"),
+        }
+    }
+    let after_ranges = own.node.peak_resident_bytes().saturating_sub(before);
+    assert!(whole > 0, "no range was answered, {refused} were refused");
+
+    // answers that are never read: the window is closed before the first byte
+    let mut unread = Vec::new();
+    for _ in 0..READERS {
+        let mut raw = Raw::connect(
+            own.node.address(),
+            Windows {
+                stream: 1,
+                connection: 65_535,
+            },
+        )
+        .await
+        .unwrap();
+        let (answer, _stream) = raw.start(RANGE, request.clone(), true).await.unwrap();
+        let answer = tokio::time::timeout(Duration::from_millis(500), answer).await;
+        unread.push((raw, answer));
+    }
+    for _ in 0..20 {
+        put_at(&rpc, "small", "2").await;
+    }
+    let after_unread = own.node.peak_resident_bytes().saturating_sub(before);
+    let p99 = percentile(&mut took, 99);
+    println!(
+        "{whole} whole, {refused} refused, {} puts with p99 {p99:?}; at most {} MiB more for ranges, {} with unread ones",
+        took.len(),
+        after_ranges / MIB,
+        after_unread / MIB
+    );
+    drop(unread);
+    assert_serves(&mut own.node).await;
+    assert!(
+        after_ranges < BUDGET,
+        "{} MiB more for {READERS} ranges",
+        after_ranges / MIB
+    );
+    assert!(
+        after_unread < BUDGET,
+        "{} MiB more with unread answers",
+        after_unread / MIB
+    );
+    assert!(p99 < Duration::from_secs(2), "puts took {p99:?} meanwhile");
+}
+
+/// D20: watchers that never read cost bounded memory and hold nobody up; one that reads sees everything. E7: a
+/// thousand of them do not delay the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_watchers_are_bounded_and_exact() {
+    const STREAMS: usize = 50;
+    const WATCHERS_EACH: usize = 20;
+    const WRITES: usize = 300;
+    const VALUE: usize = 100_000;
+    const BUDGET: u64 = 1 << 30;
+    let _turn = alone().await;
+    let mut own = start();
+    let rpc = own.node.rpc();
+    let create = |watch_id| WatchRequest {
+        request_union: Some(RequestUnion::CreateRequest(WatchCreateRequest {
+            key: "hot".into(),
+            watch_id,
+            ..WatchCreateRequest::default()
+        })),
+    };
+    let mut stalled = Vec::new();
+    for _ in 0..STREAMS {
+        // one connection each, so that its windows are all that a stream can have in flight
+        let mut raw = Raw::connect(
+            own.node.address(),
+            Windows {
+                stream: 65_535,
+                connection: 65_535,
+            },
+        )
+        .await
+        .unwrap();
+        let (answer, mut stream) = raw
+            .start(WATCH, frame(&create(1).encode_to_vec()), false)
+            .await
+            .unwrap();
+        for id in 2..=WATCHERS_EACH as i64 {
+            stream.send_data(frame(&create(id).encode_to_vec()), false).unwrap();
+        }
+        let answer = tokio::time::timeout(Duration::from_secs(5), answer)
+            .await
+            .expect("watches are created")
+            .unwrap();
+        stalled.push((raw, stream, answer));
+    }
+    let before = own.node.resident_bytes();
+    let mut reading = own.node.rpc().bidi(WATCH, &create(0)).await.unwrap();
+    let created: WatchResponse = reading.next(Duration::from_secs(5)).await.unwrap().unwrap();
+    assert!(created.created);
+    let reader = tokio::spawn(async move {
+        let mut revisions = Vec::new();
+        while revisions.len() < WRITES {
+            let answer: WatchResponse = reading.next(Duration::from_secs(20)).await.unwrap().unwrap();
+            revisions.extend(answer.events.into_iter().map(|event| event.kv.unwrap().mod_revision));
+        }
+        revisions
+    });
+    let mut written = Vec::new();
+    let mut took = Vec::new();
+    for _ in 0..WRITES {
+        let asked = Instant::now();
+        written.push(put_at(&rpc, "hot", vec![b'x'; VALUE]).await);
+        took.push(asked.elapsed());
+    }
+    assert_eq!(reader.await.unwrap(), written, "the watcher that reads");
+    let grown = own.node.peak_resident_bytes().saturating_sub(before);
+    let p99 = percentile(&mut took, 99);
+    println!(
+        "put p99 {p99:?}, {} MiB more for {} stalled watchers",
+        grown / MIB,
+        STREAMS * WATCHERS_EACH
+    );
+    assert!(grown < BUDGET, "{} MiB more", grown / MIB);
+    assert!(
+        p99 < Duration::from_secs(1),
+        "puts took {p99:?} beside stalled watchers"
+    );
+    // the exit does not wait for them
+    let (status, took) = own.node.terminate();
+    assert_eq!(status.signal(), Some(15));
+    assert!(
+        took < Duration::from_millis(1_500),
+        "took {took:?} to end beside stalled watchers"
+    );
+    drop(stalled);
+}
+
+/// B31, D19, E7: fifty thousand leases with a key each end at the same moment. Puts go on, everything goes, nothing
+/// that should stay goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mass_expiry_does_not_stall_puts() {
+    const LEASES: i64 = 50_000;
+    const TTL: i64 = 20;
+    const CLIENTS: i64 = 64;
+    const GONE_MAX: Duration = Duration::from_secs(30);
+    const P99_MAX: Duration = Duration::from_millis(500);
+    let _turn = alone().await;
+    let own = start();
+    let rpc = own.node.rpc();
+    let stay: LeaseGrantResponse = rpc
+        .unary(
+            "/etcdserverpb.Lease/LeaseGrant",
+            &LeaseGrantRequest {
+                id: 999_999,
+                ttl: 3_600,
+            },
+        )
+        .await
+        .unwrap();
+    let keep = PutRequest {
+        key: "keep".into(),
+        lease: stay.id,
+        ..PutRequest::default()
+    };
+    let _: quorate_api::proto::etcdserverpb::PutResponse = rpc.unary(crate::support::PUT, &keep).await.unwrap();
+
+    let began = Instant::now();
+    let granting: Vec<_> = (0..CLIENTS)
+        .map(|client| {
+            let rpc = rpc.clone();
+            tokio::spawn(async move {
+                let ids: Vec<i64> = (1..=LEASES).filter(|id| id % CLIENTS == client).collect();
+                for batch in ids.chunks(100) {
+                    for id in batch {
+                        let grant = LeaseGrantRequest { id: *id, ttl: TTL };
+                        let _: LeaseGrantResponse = rpc.unary("/etcdserverpb.Lease/LeaseGrant", &grant).await.unwrap();
+                    }
+                    let success = batch
+                        .iter()
+                        .map(|id| {
+                            let put = PutRequest {
+                                key: format!("leased/{id}").into(),
+                                lease: *id,
+                                ..PutRequest::default()
+                            };
+                            RequestOp {
+                                request: Some(Request::RequestPut(put)),
+                            }
+                        })
+                        .collect();
+                    let txn = TxnRequest {
+                        success,
+                        ..TxnRequest::default()
+                    };
+                    let _: TxnResponse = rpc.unary(TXN, &txn).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in granting {
+        task.await.unwrap();
+    }
+    let granted = began.elapsed();
+    assert!(
+        granted < Duration::from_secs(TTL as u64),
+        "granting took {granted:?}, longer than the leases live"
+    );
+    // asleep until all of them are over: they end together
+    own.node.pause();
+    let over = began + granted + Duration::from_secs(TTL as u64 + 1);
+    tokio::time::sleep_until(over.into()).await;
+    own.node.resume();
+
+    let woke = Instant::now();
+    let mut took = Vec::new();
+    let gone = loop {
+        let asked = Instant::now();
+        put_at(&rpc, "alive", "1").await;
+        took.push(asked.elapsed());
+        if took.len() % 50 == 0 {
+            let count = RangeRequest {
+                count_only: true,
+                ..prefix("leased/")
+            };
+            let left: RangeResponse = rpc.unary(RANGE, &count).await.unwrap();
+            if left.count == 0 {
+                break woke.elapsed();
+            }
+            assert!(
+                woke.elapsed() < 3 * GONE_MAX,
+                "{} keys left after {:?}",
+                left.count,
+                woke.elapsed()
+            );
+        }
+    };
+    let p99 = percentile(&mut took, 99);
+    println!(
+        "granted in {granted:?}, gone in {gone:?}, {} puts meanwhile with p99 {p99:?}",
+        took.len()
+    );
+    let leases: LeaseLeasesResponse = rpc
+        .unary("/etcdserverpb.Lease/LeaseLeases", &LeaseLeasesRequest {})
+        .await
+        .unwrap();
+    assert_eq!(
+        leases.leases.iter().map(|lease| lease.id).collect::<Vec<_>>(),
+        [999_999]
+    );
+    assert_eq!(crate::support::get(&rpc, "keep").await.unwrap().kvs.len(), 1);
+    assert!(p99 < P99_MAX, "puts took {p99:?} while leases ended");
+    assert!(gone < GONE_MAX, "the keys were gone only after {gone:?}");
+}
+
+/// An answer that is read after all, late, is complete.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_gets_all_of_its_answer() {
+    let own = start();
+    fill(&own.node.rpc(), 1_000, 10_000).await;
+    let mut raw = Raw::connect(
+        own.node.address(),
+        Windows {
+            stream: 20_000,
+            connection: 65_535,
+        },
+    )
+    .await
+    .unwrap();
+    let (answer, _stream) = raw
+        .start(RANGE, frame(&prefix("big/").encode_to_vec()), true)
+        .await
+        .unwrap();
+    for _ in 0..50 {
+        put_at(&own.node.rpc(), "other", "1").await;
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(20), finish(answer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(ended.grpc_status.as_deref(), Some("0"));
+    assert!(ended.body_bytes > 10_000_000, "{ended:?}");
+}
