@@ -17,9 +17,9 @@
 //!   sends all of them there. Nobody is ever dropped for being slow.
 //!
 //! Invariants, per watcher: `next` only grows; every event in its range below `next` (and not below its start) has
-//! been put into the outbox, exactly once and in order; a batch is never cut between two responses except where the
-//! client asked for fragments; a progress notice carries a revision below `next` or one up to which the dispatcher
-//! has come, and travels in the same outbox, so that it can't promise what was not sent.
+//! been put into the outbox, exactly once and in order; a transaction is never cut between two responses unless the
+//! client takes fragments. Progress is told only of synced watchers, up to where the dispatcher has come and no less
+//! than what history has delivered, and travels in the same outbox: so it can't promise what was not sent.
 
 mod catch_up;
 mod dispatcher;

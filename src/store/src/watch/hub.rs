@@ -223,7 +223,7 @@ impl Stepper {
     /// Until nothing is left to do unless somebody reads from a stream, or for a good while if history stands in the
     /// way (it fails, or has not come as far as what was published).
     pub fn settle(&mut self) {
-        const ROUNDS_MAX: usize = 20_000;
+        const ROUNDS_MAX: usize = 5_000;
         let mut idle = 0;
         for _ in 0..ROUNDS_MAX {
             let busy = self.dispatcher.turn(true) | self.read_history() | self.dispatcher.has_work();

@@ -40,11 +40,14 @@ impl Dispatcher {
 
     /// The stream has watchers, all of them alive and begun by `target`.
     fn may_tell(&self, stream: StreamId, target: Revision) -> bool {
-        let Some(Some(stream)) = self.streams.get(stream as usize) else { return false };
+        let Some(Some(stream)) = self.streams.get(stream as usize) else {
+            return false;
+        };
         // A watcher that compaction ended keeps its id until the client cancels it, and until then etcd takes it for one
         // that is behind.
         let begun = |at: &Option<_>| {
-            at.and_then(|at| self.watchers.get(at)).is_some_and(|watcher| watcher.start <= target)
+            at.and_then(|at| self.watchers.get(at))
+                .is_some_and(|watcher| watcher.start <= target)
         };
         !stream.ids.is_empty() && stream.ids.values().all(begun)
     }
