@@ -37,8 +37,8 @@ pub struct Facts {
     pub progress_was_due: bool,
     /// The refusal that comes first in 3.7's order, where 3.4 refused a transaction before running it.
     pub first_refusal: Option<Reply>,
-    /// Deletions that 3.4 forgot to send.
-    pub forgotten: Vec<Seen>,
+    /// Deletions that 3.4 forgot to send, each with its place among what its watcher saw.
+    pub forgotten: Vec<(usize, Seen)>,
 }
 
 pub static DIFFERENCES: [Difference; 8] = [
@@ -111,15 +111,15 @@ pub fn translate(op: &Op, facts: Facts, step: &mut Step) {
             row.count();
         }
     }
-    for forgotten in facts.forgotten {
+    for (place, forgotten) in facts.forgotten {
         note(FORGOTTEN);
-        // where it belongs: before everything later that the same watcher saw
-        let place = step
+        let watcher = (forgotten.stream, forgotten.watch_id);
+        let first = step
             .seen
             .iter()
-            .position(|seen| (seen.stream, seen.watch_id) >= (forgotten.stream, forgotten.watch_id))
-            .unwrap_or(step.seen.len());
-        step.seen.insert(place, forgotten);
+            .position(|seen| (seen.stream, seen.watch_id) >= watcher);
+        let place = first.unwrap_or(step.seen.len()) + place;
+        step.seen.insert(place.min(step.seen.len()), forgotten);
     }
 }
 
@@ -131,11 +131,17 @@ pub fn unmet() -> Vec<String> {
 
 /// How often each row was met.
 pub fn tally() -> String {
-    DIFFERENCES.iter().map(|row| format!("{:>8}  {}\n", row.met.load(Ordering::Relaxed), row.name)).collect()
+    DIFFERENCES
+        .iter()
+        .map(|row| format!("{:>8}  {}\n", row.met.load(Ordering::Relaxed), row.name))
+        .collect()
 }
 
 fn note(name: &str) {
-    DIFFERENCES.iter().filter(|row| row.name == name).for_each(Difference::count);
+    DIFFERENCES
+        .iter()
+        .filter(|row| row.name == name)
+        .for_each(Difference::count);
 }
 
 impl Difference {
@@ -168,10 +174,17 @@ fn stream_refusals(op: &Op) -> Option<Reply> {
     // ascending by key is the order it streams in anyway
     let streams = range.sort_order == 0 || (range.sort_order == 1 && range.sort_target == 0);
     if !streams {
-        return Some(Reply::error(Code::Unimplemented, "RangeStream does not support custom sort orders"));
+        return Some(Reply::error(
+            Code::Unimplemented,
+            "RangeStream does not support custom sort orders",
+        ));
     }
-    let filters =
-        [range.min_mod_revision, range.max_mod_revision, range.min_create_revision, range.max_create_revision];
+    let filters = [
+        range.min_mod_revision,
+        range.max_mod_revision,
+        range.min_create_revision,
+        range.max_create_revision,
+    ];
     (filters != [0; 4]).then(|| Reply::error(Code::Unimplemented, "RangeStream does not support revision filters"))
 }
 
@@ -209,7 +222,9 @@ fn drop_leases_in_txn(request: &TxnRequest, answer: &mut TxnResponse) -> bool {
 }
 
 fn negative_start(op: &Op, _: &Facts, step: &mut Step) -> bool {
-    let (Op::Watch(_, create), Reply::Watch(answers)) = (op, &mut step.reply) else { return false };
+    let (Op::Watch(_, create), Reply::Watch(answers)) = (op, &mut step.reply) else {
+        return false;
+    };
     // checked before anything else about the watch, so that an empty range is not what it is refused for
     if create.start_revision >= 0 || answers.is_empty() {
         return false;
@@ -254,7 +269,9 @@ fn first_refusal(_: &Op, facts: &Facts, step: &mut Step) -> bool {
 }
 
 fn progress(op: &Op, facts: &Facts, step: &mut Step) -> bool {
-    let (Op::Progress(_), Reply::Watch(answers)) = (op, &mut step.reply) else { return false };
+    let (Op::Progress(_), Reply::Watch(answers)) = (op, &mut step.reply) else {
+        return false;
+    };
     if facts.progress_was_due {
         return false;
     }

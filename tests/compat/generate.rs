@@ -4,6 +4,8 @@
 //! A sequence is made whole before it runs. It guesses how far the revision will have come, which is enough to ask
 //! for the past, the present, the compacted and the future.
 
+mod twice;
+
 use bytes::Bytes;
 use quorate_api::proto::etcdserverpb::compare::TargetUnion;
 use quorate_api::proto::etcdserverpb::request_op::Request;
@@ -17,9 +19,29 @@ use rand::{Rng, SeedableRng};
 use crate::op::{Op, at};
 
 const KEYS: [&[u8]; 14] = [
-    b"a", b"aa", b"ab", b"b", b"c", b"c\0", b"d", b"k/1", b"k/2", b"k/3", b"l", b"zz", b"\xff", b"\xff\xff",
+    b"a",
+    b"aa",
+    b"ab",
+    b"b",
+    b"c",
+    b"c\0",
+    b"d",
+    b"k/1",
+    b"k/2",
+    b"k/3",
+    b"l",
+    b"zz",
+    b"\xff",
+    b"\xff\xff",
 ];
-const VALUES: [&[u8]; 6] = [b"", b"1", b"2", b"value", b"\0\xff", b"a rather longer value, as objects have them"];
+const VALUES: [&[u8]; 6] = [
+    b"",
+    b"1",
+    b"2",
+    b"value",
+    b"\0\xff",
+    b"a rather longer value, as objects have them",
+];
 /// Lease ids of a sequence; `NO_LEASE` is never granted.
 const LEASES: [i64; 6] = [1, 2, 3, 1_000_001, -3, i64::MAX];
 const NO_LEASE: i64 = 404;
@@ -28,7 +50,12 @@ const TXN_OPS_MAX: usize = 128;
 
 /// `count` operations made from `seed`.
 pub fn sequence(seed: u64, count: usize) -> Vec<Op> {
-    let mut generator = Generator { rng: StdRng::seed_from_u64(seed), revisions: 0, compacted: 0, serial: 0 };
+    let mut generator = Generator {
+        rng: StdRng::seed_from_u64(seed),
+        revisions: 0,
+        compacted: 0,
+        serial: 0,
+    };
     (0..count).map(|_| generator.op()).collect()
 }
 
@@ -62,7 +89,10 @@ impl Generator {
             75..79 => Op::Grant(self.grant()),
             79..80 => self.grant_and_revoke(),
             80..82 => Op::Revoke(LeaseRevokeRequest { id: self.lease() }),
-            82..85 => Op::TimeToLive(LeaseTimeToLiveRequest { id: self.lease(), keys: self.chance(60) }),
+            82..85 => Op::TimeToLive(LeaseTimeToLiveRequest {
+                id: self.lease(),
+                keys: self.chance(60),
+            }),
             85..86 => Op::Leases(LeaseLeasesRequest {}),
             86..88 => Op::KeepAlive((0..self.rng.random_range(1..4)).map(|_| self.lease()).collect()),
             88..95 => self.watch(),
@@ -87,7 +117,11 @@ impl Generator {
     }
 
     fn lease(&mut self) -> i64 {
-        if self.chance(12) { self.pick(&[NO_LEASE, 0, i64::MIN]) } else { self.pick(&LEASES) }
+        if self.chance(12) {
+            self.pick(&[NO_LEASE, 0, i64::MIN])
+        } else {
+            self.pick(&LEASES)
+        }
     }
 
     /// Half of the keys come from the first few, so that versions pile up.
@@ -147,7 +181,11 @@ impl Generator {
 
     fn range(&mut self) -> RangeRequest {
         let (key, range_end) = self.span();
-        let mut range = RangeRequest { key, range_end, ..RangeRequest::default() };
+        let mut range = RangeRequest {
+            key,
+            range_end,
+            ..RangeRequest::default()
+        };
         if self.chance(30) {
             range.limit = self.pick(&[1, 2, 3, 5, 1_000, -1, i64::MAX]);
         }
@@ -196,7 +234,11 @@ impl Generator {
     }
 
     fn put(&mut self) -> PutRequest {
-        let mut put = PutRequest { key: self.key(), value: self.value(), ..PutRequest::default() };
+        let mut put = PutRequest {
+            key: self.key(),
+            value: self.value(),
+            ..PutRequest::default()
+        };
         if self.chance(25) {
             put.lease = self.lease();
         }
@@ -221,14 +263,22 @@ impl Generator {
         if self.chance(40) {
             range_end = Bytes::new(); // keep some keys alive
         }
-        DeleteRangeRequest { key, range_end, prev_kv: self.chance(40) }
+        DeleteRangeRequest {
+            key,
+            range_end,
+            prev_kv: self.chance(40),
+        }
     }
 
     fn txn_top(&mut self) -> TxnRequest {
         match self.rng.random_range(0..100) {
             0 => self.txn_of_many(),
             1 => self.txn_with_unknown_sort(),
-            _ => self.txn(2),
+            _ => {
+                let mut txn = self.txn(2);
+                twice::keep_from_writing_twice(&mut txn);
+                txn
+            }
         }
     }
 
@@ -271,24 +321,43 @@ impl Generator {
     fn txn_of_many(&mut self) -> TxnRequest {
         let count = TXN_OPS_MAX + usize::from(self.chance(50));
         if self.chance(30) {
-            return TxnRequest { compare: (0..count).map(|_| self.compare()).collect(), ..TxnRequest::default() };
+            return TxnRequest {
+                compare: (0..count).map(|_| self.compare()).collect(),
+                ..TxnRequest::default()
+            };
         }
         let success = (0..count)
             .map(|n| {
-                let put = PutRequest { key: format!("many/{n:03}").into(), ..PutRequest::default() };
-                RequestOp { request: Some(Request::RequestPut(put)) }
+                let put = PutRequest {
+                    key: format!("many/{n:03}").into(),
+                    ..PutRequest::default()
+                };
+                RequestOp {
+                    request: Some(Request::RequestPut(put)),
+                }
             })
             .collect();
-        TxnRequest { success, ..TxnRequest::default() }
+        TxnRequest {
+            success,
+            ..TxnRequest::default()
+        }
     }
 
     fn txn_with_unknown_sort(&mut self) -> TxnRequest {
-        let mut range = RangeRequest { key: Bytes::from_static(KEYS[0]), ..RangeRequest::default() };
+        let mut range = RangeRequest {
+            key: Bytes::from_static(KEYS[0]),
+            ..RangeRequest::default()
+        };
         match self.chance(50) {
             true => range.sort_order = 3,
             false => range.sort_target = 5,
         }
-        TxnRequest { success: vec![RequestOp { request: Some(Request::RequestRange(range)) }], ..TxnRequest::default() }
+        TxnRequest {
+            success: vec![RequestOp {
+                request: Some(Request::RequestRange(range)),
+            }],
+            ..TxnRequest::default()
+        }
     }
 
     fn compare(&mut self) -> Compare {
@@ -334,13 +403,19 @@ impl Generator {
         if revision > at(-100) && revision <= at(self.revisions) {
             self.compacted = self.compacted.max(revision - at(0));
         }
-        Op::Compact(CompactionRequest { revision, physical: self.chance(30) })
+        Op::Compact(CompactionRequest {
+            revision,
+            physical: self.chance(30),
+        })
     }
 
     fn grant(&mut self) -> LeaseGrantRequest {
         // long lives only: none may end while a sequence runs
         let ttl = self.pick(&[600, 3_600, 100_000, 9_000_000_000, 9_000_000_001, i64::MAX]);
-        LeaseGrantRequest { ttl, id: self.pick(&LEASES) }
+        LeaseGrantRequest {
+            ttl,
+            id: self.pick(&LEASES),
+        }
     }
 
     fn grant_and_revoke(&mut self) -> Op {
@@ -351,7 +426,11 @@ impl Generator {
 
     fn watch(&mut self) -> Op {
         let (key, range_end) = self.span();
-        let mut create = WatchCreateRequest { key, range_end, ..WatchCreateRequest::default() };
+        let mut create = WatchCreateRequest {
+            key,
+            range_end,
+            ..WatchCreateRequest::default()
+        };
         if self.chance(50) {
             create.start_revision = self.revision();
         }

@@ -36,7 +36,10 @@ const OPERATIONS: usize = 200;
 const PAIRS: usize = 4;
 
 fn contest() -> Contest {
-    Contest { ours: Binary::under_test(env!("CARGO_BIN_EXE_quorate")), oracle: Binary::oracle() }
+    Contest {
+        ours: Binary::under_test(env!("CARGO_BIN_EXE_quorate")),
+        oracle: Binary::oracle(),
+    }
 }
 
 fn from_env<T: std::str::FromStr>(name: &str, default: T) -> T {
@@ -50,7 +53,10 @@ fn from_env<T: std::str::FromStr>(name: &str, default: T) -> T {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn quorate_answers_as_etcd_does() {
     let contest = contest();
-    let (seed, sequences) = (from_env("QUORATE_SEED", SEED), from_env("QUORATE_COMPAT_SEQUENCES", SEQUENCES));
+    let (seed, sequences) = (
+        from_env("QUORATE_SEED", SEED),
+        from_env("QUORATE_COMPAT_SEQUENCES", SEQUENCES),
+    );
     println!(
         "{} ({:?}) against {} ({:?}), seed {seed}, {sequences} sequences of {OPERATIONS}",
         contest.ours.path.display(),
@@ -63,7 +69,11 @@ async fn quorate_answers_as_etcd_does() {
     scripted_edges_agree(&contest).await;
     println!("kept and scripted sequences agree after {:?}", began.elapsed());
     generated_sequences_agree(&contest, seed, sequences).await;
-    println!("{sequences} sequences agree after {:?}; differences met:\n{}", began.elapsed(), differences::tally());
+    println!(
+        "{sequences} sequences agree after {:?}; differences met:\n{}",
+        began.elapsed(),
+        differences::tally()
+    );
     if contest.oracle.is_34() && !contest.ours.is_34() {
         let unmet = differences::unmet();
         assert!(unmet.is_empty(), "rows of differences.rs that nothing met: {unmet:#?}");
@@ -73,7 +83,10 @@ async fn quorate_answers_as_etcd_does() {
 async fn kept_sequences_agree(contest: &Contest) {
     let mut pair = contest.pair();
     for (name, kept) in regressions::KEPT {
-        let ops: Vec<Op> = kept.iter().map(|(kind, message)| Op::from_literal(kind, message)).collect();
+        let ops: Vec<Op> = kept
+            .iter()
+            .map(|(kind, message)| Op::from_literal(kind, message))
+            .collect();
         if let Err(mismatch) = pair.run(&ops).await {
             panic!("kept sequence `{name}` disagrees\n{}", mismatch.text);
         }
@@ -83,7 +96,11 @@ async fn kept_sequences_agree(contest: &Contest) {
 async fn scripted_edges_agree(contest: &Contest) {
     let mut pair = contest.pair();
     for (index, (name, ops)) in scripted::edges().into_iter().enumerate() {
-        let outcome = if index == 0 { pair.run_fresh(&ops).await } else { pair.run(&ops).await };
+        let outcome = if index == 0 {
+            pair.run_fresh(&ops).await
+        } else {
+            pair.run(&ops).await
+        };
         if let Err(mismatch) = outcome {
             panic!("scripted sequence `{name}` disagrees\n{}", mismatch.text);
         }
@@ -104,7 +121,10 @@ async fn generated_sequences_agree(contest: &Contest, seed: u64, sequences: usiz
                 let ops = generate::sequence(seed.wrapping_add(number as u64), OPERATIONS);
                 if let Err(found) = pair.run(&ops).await {
                     next.store(sequences, Ordering::Relaxed); // the others finish what they are at
-                    let whence = format!("sequence {number} of seed {seed} disagrees (QUORATE_SEED={})", seed.wrapping_add(number as u64));
+                    let whence = format!(
+                        "sequence {number} of seed {seed} disagrees (QUORATE_SEED={})",
+                        seed.wrapping_add(number as u64)
+                    );
                     return Some(pair::report(&contest, &whence, &ops, found).await);
                 }
             }

@@ -89,9 +89,10 @@ impl Op {
             Op::Revoke(m) => ("revoke".to_owned(), m.encode_to_vec()),
             Op::TimeToLive(m) => ("time to live".to_owned(), m.encode_to_vec()),
             Op::Leases(m) => ("leases".to_owned(), m.encode_to_vec()),
-            Op::KeepAlive(ids) => {
-                ("keep alive".to_owned(), ids.iter().flat_map(|id| id.to_be_bytes()).collect())
-            }
+            Op::KeepAlive(ids) => (
+                "keep alive".to_owned(),
+                ids.iter().flat_map(|id| id.to_be_bytes()).collect(),
+            ),
             Op::Watch(stream, m) => (format!("watch {stream}"), m.encode_to_vec()),
             Op::Cancel(stream, m) => (format!("cancel {stream}"), m.encode_to_vec()),
             Op::Progress(stream) => (format!("progress {stream}"), Vec::new()),
@@ -117,7 +118,9 @@ impl Op {
             "time to live" => Op::TimeToLive(Message::decode(b).expect(broken)),
             "leases" => Op::Leases(Message::decode(b).expect(broken)),
             "keep alive" => Op::KeepAlive(
-                b.chunks(8).map(|eight| i64::from_be_bytes(eight.try_into().expect("whole numbers"))).collect(),
+                b.chunks(8)
+                    .map(|eight| i64::from_be_bytes(eight.try_into().expect("whole numbers")))
+                    .collect(),
             ),
             "watch 0" => Op::Watch(0, Message::decode(b).expect(broken)),
             "watch 1" => Op::Watch(1, Message::decode(b).expect(broken)),
@@ -176,7 +179,10 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).expect("hex digits")).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&text[i..i + 2], 16).expect("hex digits"))
+        .collect()
 }
 
 #[test]

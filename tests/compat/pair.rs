@@ -83,9 +83,11 @@ impl Pair {
             };
             if self.translate && oracle.broken.is_empty() {
                 let first_refusal = match (op, &oracle.reply) {
-                    (Op::Txn(txn), reply) if differences::is_precheck(txn, reply) => {
-                        self.oracle.first_refusal(op).await.unwrap_or_else(|status| Some(Reply::from_status(&status)))
-                    }
+                    (Op::Txn(txn), reply) if differences::is_precheck(txn, reply) => self
+                        .oracle
+                        .first_refusal(op)
+                        .await
+                        .unwrap_or_else(|status| Some(Reply::from_status(&status))),
                     _ => None,
                 };
                 let facts = Facts {
@@ -111,7 +113,10 @@ impl Pair {
             text += &format!("  ours   watched {:?}\n  oracle watched {:?}\n", ours.seen, oracle.seen);
         }
         if ours.recorded != oracle.recorded {
-            text += &format!("  ours   stored {:?}\n  oracle stored {:?}\n", ours.recorded, oracle.recorded);
+            text += &format!(
+                "  ours   stored {:?}\n  oracle stored {:?}\n",
+                ours.recorded, oracle.recorded
+            );
         }
         for (name, step) in [("ours", ours), ("oracle", oracle)] {
             for broken in &step.broken {

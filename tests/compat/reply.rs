@@ -4,12 +4,12 @@
 //! what this server calls itself, so a missing or foreign one still shows), the revision at which the sequence began,
 //! a lease id the server picked, the seconds that went by, and the order of lists that have none.
 
-use quorate_api::proto::etcdserverpb::response_op::Response;
 use quorate_api::proto::etcdserverpb::request_op::Request;
+use quorate_api::proto::etcdserverpb::response_op::Response;
 use quorate_api::proto::etcdserverpb::{
     CompactionResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
-    LeaseRevokeResponse, LeaseTimeToLiveResponse, PutResponse, RangeRequest, RangeResponse, ResponseHeader,
-    TxnRequest, TxnResponse, WatchResponse,
+    LeaseRevokeResponse, LeaseTimeToLiveResponse, PutResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest,
+    TxnResponse, WatchResponse,
 };
 use quorate_api::proto::mvccpb::{Event, KeyValue};
 use tonic::Status;
@@ -39,7 +39,10 @@ pub enum Reply {
     KeepAlive(Vec<LeaseKeepAliveResponse>, Box<Reply>),
     /// Everything on a watch stream that is not an event, until the operation was certainly done.
     Watch(Vec<WatchResponse>),
-    Error { code: i32, message: String },
+    Error {
+        code: i32,
+        message: String,
+    },
     /// Nothing was to be sent.
     Nothing,
     /// A stream ended with OK.
@@ -70,13 +73,21 @@ pub struct Step {
 
 impl Step {
     pub fn only(reply: Reply) -> Self {
-        Self { reply, seen: Vec::new(), recorded: Vec::new(), broken: Vec::new() }
+        Self {
+            reply,
+            seen: Vec::new(),
+            recorded: Vec::new(),
+            broken: Vec::new(),
+        }
     }
 }
 
 impl Reply {
     pub fn error(code: tonic::Code, message: &str) -> Self {
-        Self::Error { code: code as i32, message: message.to_owned() }
+        Self::Error {
+            code: code as i32,
+            message: message.to_owned(),
+        }
     }
 
     pub fn from_status(status: &Status) -> Self {
@@ -159,7 +170,9 @@ impl Normal {
             (_, Reply::Revoke(answer)) => self.header(&mut answer.header),
             (_, Reply::TimeToLive(answer)) => {
                 self.header(&mut answer.header);
-                if answer.granted_ttl > 0 && (answer.granted_ttl - ELAPSED_MAX..=answer.granted_ttl).contains(&answer.ttl) {
+                if answer.granted_ttl > 0
+                    && (answer.granted_ttl - ELAPSED_MAX..=answer.granted_ttl).contains(&answer.ttl)
+                {
                     answer.ttl = answer.granted_ttl;
                 }
                 answer.keys.sort();
@@ -214,7 +227,11 @@ pub fn for_each_pair(
     answer: &mut TxnResponse,
     visit: &mut impl FnMut(&Option<Request>, &mut Option<Response>),
 ) {
-    let branch = if answer.succeeded { &request.success } else { &request.failure };
+    let branch = if answer.succeeded {
+        &request.success
+    } else {
+        &request.failure
+    };
     for (op, response) in branch.iter().zip(&mut answer.responses) {
         visit(&op.request, &mut response.response);
     }
@@ -240,7 +257,11 @@ fn order_ties(request: &RangeRequest, kvs: &mut [KeyValue]) {
     if kept {
         kvs.sort_by(|left, right| {
             let by_attribute = attribute(left).cmp(&attribute(right));
-            let by_attribute = if descending { by_attribute.reverse() } else { by_attribute };
+            let by_attribute = if descending {
+                by_attribute.reverse()
+            } else {
+                by_attribute
+            };
             by_attribute.then_with(|| left.key.cmp(&right.key))
         });
     }

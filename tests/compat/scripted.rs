@@ -16,38 +16,67 @@ pub fn edges() -> Vec<(&'static str, Vec<Op>)> {
     vec![
         ("never compacted", never_compacted()),
         ("compaction keeps what it must", compaction()),
+        ("a deletion among puts at the compacted revision", deletion_among_puts()),
         ("large requests", large_requests()),
         ("large answers", large_answers()),
         ("long history", long_history()),
         ("leases and their keys", leases()),
         ("nested transactions", nested()),
+        ("one key twice in one transaction", one_key_twice()),
     ]
 }
 
 fn put(key: &'static str, value: impl Into<Bytes>) -> Op {
-    Op::Put(PutRequest { key: Bytes::from(key), value: value.into(), prev_kv: true, ..PutRequest::default() })
+    Op::Put(PutRequest {
+        key: Bytes::from(key),
+        value: value.into(),
+        prev_kv: true,
+        ..PutRequest::default()
+    })
 }
 
 fn leased(key: &'static str, lease: i64) -> Op {
-    Op::Put(PutRequest { key: Bytes::from(key), lease, ..PutRequest::default() })
+    Op::Put(PutRequest {
+        key: Bytes::from(key),
+        lease,
+        ..PutRequest::default()
+    })
 }
 
 fn delete(key: &'static str) -> Op {
-    Op::Delete(DeleteRangeRequest { key: Bytes::from(key), prev_kv: true, ..DeleteRangeRequest::default() })
+    Op::Delete(DeleteRangeRequest {
+        key: Bytes::from(key),
+        prev_kv: true,
+        ..DeleteRangeRequest::default()
+    })
 }
 
 fn all(revision: i64) -> Op {
     let zero = Bytes::from_static(b"\0");
-    Op::Range(RangeRequest { key: zero.clone(), range_end: zero, revision, ..RangeRequest::default() })
+    Op::Range(RangeRequest {
+        key: zero.clone(),
+        range_end: zero,
+        revision,
+        ..RangeRequest::default()
+    })
 }
 
 fn compact(revision: i64) -> Op {
-    Op::Compact(CompactionRequest { revision, physical: false })
+    Op::Compact(CompactionRequest {
+        revision,
+        physical: false,
+    })
 }
 
 fn watch(start_revision: i64) -> WatchCreateRequest {
     let zero = Bytes::from_static(b"\0");
-    WatchCreateRequest { key: zero.clone(), range_end: zero, start_revision, prev_kv: true, ..Default::default() }
+    WatchCreateRequest {
+        key: zero.clone(),
+        range_end: zero,
+        start_revision,
+        prev_kv: true,
+        ..Default::default()
+    }
 }
 
 /// Revision 1, compaction at 0 (accepted once), history from the very beginning.
@@ -96,7 +125,13 @@ fn compaction() -> Vec<Op> {
         all(0),
         Op::Watch(0, watch(at(3))),
         Op::Watch(0, watch(at(4))),
-        Op::Watch(0, WatchCreateRequest { filters: vec![1], ..watch(at(4)) }),
+        Op::Watch(
+            0,
+            WatchCreateRequest {
+                filters: vec![1],
+                ..watch(at(4))
+            },
+        ),
         Op::Watch(1, watch(at(7))),
         Op::Progress(1),
         delete("a"),
@@ -112,6 +147,39 @@ fn compaction() -> Vec<Op> {
     ]
 }
 
+fn deletion_among_puts() -> Vec<Op> {
+    let success = vec![request_put("f"), request_delete("e"), request_put("g")];
+    vec![
+        put("e", "1"),
+        Op::Txn(TxnRequest {
+            success,
+            ..TxnRequest::default()
+        }),
+        compact(at(2)),
+        Op::Watch(1, watch(at(2))),
+        all(at(2)),
+    ]
+}
+
+fn request_put(key: &'static str) -> RequestOp {
+    RequestOp {
+        request: Some(Request::RequestPut(PutRequest {
+            key: key.into(),
+            ..PutRequest::default()
+        })),
+    }
+}
+
+fn request_delete(key: &'static str) -> RequestOp {
+    let delete = DeleteRangeRequest {
+        key: key.into(),
+        ..DeleteRangeRequest::default()
+    };
+    RequestOp {
+        request: Some(Request::RequestDeleteRange(delete)),
+    }
+}
+
 /// Well below and well above what a request may have (the exact edge is each server's own), and above what the
 /// transport takes.
 fn large_requests() -> Vec<Op> {
@@ -119,11 +187,20 @@ fn large_requests() -> Vec<Op> {
     let many = |count: usize, bytes: usize| {
         let success = (0..count)
             .map(|n| {
-                let put = PutRequest { key: format!("big/{n}").into(), value: of(bytes).into(), ..Default::default() };
-                RequestOp { request: Some(Request::RequestPut(put)) }
+                let put = PutRequest {
+                    key: format!("big/{n}").into(),
+                    value: of(bytes).into(),
+                    ..Default::default()
+                };
+                RequestOp {
+                    request: Some(Request::RequestPut(put)),
+                }
             })
             .collect();
-        Op::Txn(TxnRequest { success, ..TxnRequest::default() })
+        Op::Txn(TxnRequest {
+            success,
+            ..TxnRequest::default()
+        })
     };
     vec![
         put("a", of(1_500_000)),
@@ -134,8 +211,14 @@ fn large_requests() -> Vec<Op> {
         put("a", of(3_000_000)),
         many(3, 500_000),
         many(4, 500_000),
-        Op::Put(PutRequest { key: of(1_000_000).into(), ..PutRequest::default() }),
-        Op::Delete(DeleteRangeRequest { key: of(1_600_000).into(), ..Default::default() }),
+        Op::Put(PutRequest {
+            key: of(1_000_000).into(),
+            ..PutRequest::default()
+        }),
+        Op::Delete(DeleteRangeRequest {
+            key: of(1_600_000).into(),
+            ..Default::default()
+        }),
         all(0),
     ]
 }
@@ -147,7 +230,13 @@ fn large_answers() -> Vec<Op> {
         put("a", of(900_000)),
         put("a", of(900_000)),
         put("a", of(900_000)),
-        Op::Watch(0, WatchCreateRequest { fragment: true, ..watch(at(1)) }),
+        Op::Watch(
+            0,
+            WatchCreateRequest {
+                fragment: true,
+                ..watch(at(1))
+            },
+        ),
         Op::Watch(1, watch(at(1))),
         put("a", of(900_000)),
         all(0),
@@ -158,7 +247,13 @@ fn large_answers() -> Vec<Op> {
 fn long_history() -> Vec<Op> {
     let mut ops: Vec<Op> = (0..1_100).map(|n| put("a", n.to_string())).collect();
     ops.push(Op::Watch(0, watch(at(1))));
-    ops.push(Op::Watch(1, WatchCreateRequest { prev_kv: false, ..watch(at(50)) }));
+    ops.push(Op::Watch(
+        1,
+        WatchCreateRequest {
+            prev_kv: false,
+            ..watch(at(50))
+        },
+    ));
     ops.push(Op::Progress(0));
     ops.push(put("a", "last"));
     ops
@@ -177,11 +272,21 @@ fn leases() -> Vec<Op> {
         leased("b", 6),
         time_to_live(5),
         time_to_live(6),
-        Op::Put(PutRequest { key: "b".into(), ignore_lease: true, value: "1".into(), ..Default::default() }),
+        Op::Put(PutRequest {
+            key: "b".into(),
+            ignore_lease: true,
+            value: "1".into(),
+            ..Default::default()
+        }),
         time_to_live(6),
         put("a", "detached"),
         time_to_live(6),
-        Op::Put(PutRequest { key: "z".into(), ignore_value: true, lease: 6, ..Default::default() }),
+        Op::Put(PutRequest {
+            key: "z".into(),
+            ignore_value: true,
+            lease: 6,
+            ..Default::default()
+        }),
         time_to_live(6),
         delete("z"),
         leased("c", 6),
@@ -202,11 +307,25 @@ fn leases() -> Vec<Op> {
 fn nested() -> Vec<Op> {
     let op = |request| RequestOp { request: Some(request) };
     let put = |key: &'static str, value: &'static str| {
-        op(Request::RequestPut(PutRequest { key: key.into(), value: value.into(), prev_kv: true, ..Default::default() }))
+        op(Request::RequestPut(PutRequest {
+            key: key.into(),
+            value: value.into(),
+            prev_kv: true,
+            ..Default::default()
+        }))
     };
-    let range = |key: &'static str| op(Request::RequestRange(RangeRequest { key: key.into(), ..Default::default() }));
+    let range = |key: &'static str| {
+        op(Request::RequestRange(RangeRequest {
+            key: key.into(),
+            ..Default::default()
+        }))
+    };
     let delete = |key: &'static str| {
-        op(Request::RequestDeleteRange(DeleteRangeRequest { key: key.into(), prev_kv: true, ..Default::default() }))
+        op(Request::RequestDeleteRange(DeleteRangeRequest {
+            key: key.into(),
+            prev_kv: true,
+            ..Default::default()
+        }))
     };
     let absent = |key: &'static str| Compare {
         target: 1,
@@ -219,20 +338,96 @@ fn nested() -> Vec<Op> {
         success,
         failure,
     };
-    let inner = txn(vec![absent("a")], vec![put("b", "a was absent"), range("a")], vec![put("b", "a was there")]);
+    let inner = txn(
+        vec![absent("a")],
+        vec![put("b", "a was absent"), range("a")],
+        vec![put("b", "a was there")],
+    );
     let inside = |txn: TxnRequest| op(Request::RequestTxn(txn));
     let deep = (0..200).fold(txn(Vec::new(), vec![put("deep", "1")], Vec::new()), |inner, _| {
         txn(Vec::new(), vec![inside(inner)], Vec::new())
     });
     vec![
         Op::Watch(0, watch(0)),
-        Op::Txn(txn(vec![], vec![put("a", "1"), inside(inner.clone()), range("b"), delete("a"), range("a")], vec![])),
-        Op::Txn(txn(vec![absent("a")], vec![delete("b"), inside(inner.clone())], vec![range("a")])),
+        Op::Txn(txn(
+            vec![],
+            vec![
+                put("a", "1"),
+                inside(inner.clone()),
+                range("b"),
+                delete("a"),
+                range("a"),
+            ],
+            vec![],
+        )),
+        Op::Txn(txn(
+            vec![absent("a")],
+            vec![delete("b"), inside(inner.clone())],
+            vec![range("a")],
+        )),
         Op::Txn(txn(vec![], vec![inside(inner.clone()), inside(inner.clone())], vec![])),
         Op::Txn(txn(vec![], vec![inside(txn(vec![], vec![], vec![]))], vec![])),
         Op::Txn(txn(vec![], vec![], vec![])),
         Op::Txn(txn(vec![], vec![inside(txn(vec![], vec![op_none()], vec![]))], vec![])),
         Op::Txn(deep),
+        all(0),
+    ]
+}
+
+/// The two ways in which etcd lets one transaction write a key twice. No compaction follows: that would end its
+/// process if it came at such a revision.
+fn one_key_twice() -> Vec<Op> {
+    let op = |request| RequestOp { request: Some(request) };
+    let put = |key: &'static str, value: &'static str| {
+        op(Request::RequestPut(PutRequest {
+            key: key.into(),
+            value: value.into(),
+            prev_kv: true,
+            ..Default::default()
+        }))
+    };
+    let delete = |key: &'static str, range_end: &'static str| {
+        let (key, range_end) = (key.into(), range_end.into());
+        op(Request::RequestDeleteRange(DeleteRangeRequest {
+            key,
+            range_end,
+            prev_kv: true,
+        }))
+    };
+    let read = || {
+        op(Request::RequestRange(RangeRequest {
+            key: "a".into(),
+            range_end: "z".into(),
+            ..Default::default()
+        }))
+    };
+    let txn = |success: Vec<RequestOp>| TxnRequest {
+        success,
+        ..TxnRequest::default()
+    };
+    let inside = |success: Vec<RequestOp>| op(Request::RequestTxn(txn(success)));
+    vec![
+        Op::Watch(0, watch(0)),
+        self::put("a", "1"),
+        self::put("b", "1"),
+        Op::Txn(txn(vec![delete("a", "\0"), read(), put("a", "2"), read()])),
+        all(0),
+        all(at(2)),
+        all(at(3)),
+        Op::Txn(txn(vec![put("b", "2"), put("a", "3"), delete("a", "\0"), read()])),
+        all(0),
+        all(at(4)),
+        self::put("a", "4"),
+        Op::Txn(txn(vec![
+            inside(vec![put("a", "5"), read()]),
+            inside(vec![delete("a", "")]),
+            read(),
+        ])),
+        all(0),
+        Op::Txn(txn(vec![inside(vec![delete("a", "")]), inside(vec![put("a", "6")])])),
+        self::put("a", "7"),
+        Op::Txn(txn(vec![inside(vec![put("a", "8")]), inside(vec![put("a", "9")])])),
+        Op::Watch(1, watch(at(1))),
         all(0),
     ]
 }

@@ -1,5 +1,7 @@
 //! One server and everything a sequence has open on it.
 
+mod streams;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -9,7 +11,8 @@ use quorate_api::proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseKeepAliveRequest,
     LeaseKeepAliveResponse, LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
     PutRequest, PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, RequestOp, ResponseHeader,
-    StatusRequest, StatusResponse, TxnRequest, TxnResponse, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+    StatusRequest, StatusResponse, TxnRequest, TxnResponse, WatchCancelRequest, WatchCreateRequest, WatchRequest,
+    WatchResponse,
 };
 use quorate_api::proto::mvccpb::Event;
 use quorate_kit::rpc::Bidi;
@@ -18,7 +21,7 @@ use tonic::Status;
 
 use crate::op::Op;
 use crate::reply::{Normal, Reply, Seen, Step};
-use crate::watchers::{Watcher, Watchers};
+use crate::watchers::Watchers;
 
 /// How long anything that must come is waited for.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -65,8 +68,12 @@ impl Side {
     /// A fresh server. Its files are in memory where the machine has that: this suite is not about disks.
     pub fn start(binary: &Binary) -> Self {
         let memory = std::path::Path::new("/dev/shm");
-        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }
-            .expect("a temporary directory");
+        let dir = if memory.is_dir() {
+            tempfile::tempdir_in(memory)
+        } else {
+            tempfile::tempdir()
+        }
+        .expect("a temporary directory");
         let node = Node::start(Config::new(binary.clone(), dir.path()));
         Self {
             rpc: node.rpc(),
@@ -88,9 +95,11 @@ impl Side {
     /// Makes a clean start: an empty store, compacted at its current revision (unless `fresh` asks to leave a new
     /// server as it is), a recorder, no watchers.
     pub async fn begin(&mut self, fresh: bool) -> Result<(), Status> {
-        let status: StatusResponse =
-            self.rpc.unary("/etcdserverpb.Maintenance/Status", &StatusRequest::default()).await?;
-        let header = status.header.clone().unwrap_or_default();
+        let status: StatusResponse = self
+            .rpc
+            .unary("/etcdserverpb.Maintenance/Status", &StatusRequest::default())
+            .await?;
+        let header = status.header.unwrap_or_default();
         self.recorded.clear();
         self.streams = Default::default();
         self.unsettled = false;
@@ -103,7 +112,11 @@ impl Side {
         };
         let mut recorder = self.rpc.bidi(WATCH, &create(everything)).await?;
         match recorder.next::<WatchResponse>(LIMIT).await? {
-            Some(WatchResponse { created: true, canceled: false, .. }) => {}
+            Some(WatchResponse {
+                created: true,
+                canceled: false,
+                ..
+            }) => {}
             other => return Err(Status::internal(format!("the recorder was not created: {other:?}"))),
         }
         self.recorder = Some(recorder);
@@ -112,10 +125,16 @@ impl Side {
         } else {
             let put: PutResponse = self.rpc.unary("/etcdserverpb.KV/Put", &fence_put()).await?;
             self.advance(put.header.as_ref()).await?;
-            let delete = DeleteRangeRequest { key: FENCE.into(), ..DeleteRangeRequest::default() };
+            let delete = DeleteRangeRequest {
+                key: FENCE.into(),
+                ..DeleteRangeRequest::default()
+            };
             let gone: DeleteRangeResponse = self.rpc.unary("/etcdserverpb.KV/DeleteRange", &delete).await?;
             self.advance(gone.header.as_ref()).await?;
-            let compact = CompactionRequest { revision: self.revision, physical: true };
+            let compact = CompactionRequest {
+                revision: self.revision,
+                physical: true,
+            };
             let _: CompactionResponse = self.rpc.unary("/etcdserverpb.KV/Compact", &compact).await?;
             self.compacted = self.revision;
         }
@@ -138,8 +157,10 @@ impl Side {
             prev_kv: false,
         };
         let _: DeleteRangeResponse = self.rpc.unary("/etcdserverpb.KV/DeleteRange", &all).await?;
-        let leases: LeaseLeasesResponse =
-            self.rpc.unary("/etcdserverpb.Lease/LeaseLeases", &LeaseLeasesRequest {}).await?;
+        let leases: LeaseLeasesResponse = self
+            .rpc
+            .unary("/etcdserverpb.Lease/LeaseLeases", &LeaseLeasesRequest {})
+            .await?;
         for lease in leases.leases {
             let revoke = LeaseRevokeRequest { id: lease.id };
             let _: LeaseRevokeResponse = self.rpc.unary("/etcdserverpb.Lease/LeaseRevoke", &revoke).await?;
@@ -162,15 +183,27 @@ impl Side {
     }
 
     async fn refusal_of(&self, txn: &TxnRequest) -> Result<Option<Status>, Status> {
-        let compares = TxnRequest { compare: txn.compare.clone(), ..TxnRequest::default() };
+        let compares = TxnRequest {
+            compare: txn.compare.clone(),
+            ..TxnRequest::default()
+        };
         let compared: TxnResponse = self.rpc.unary("/etcdserverpb.KV/Txn", &compares).await?;
         for op in if compared.succeeded { &txn.success } else { &txn.failure } {
             let probes = match &op.request {
                 Some(Request::RequestRange(_)) => vec![vec![op.clone()]],
                 Some(Request::RequestPut(put)) => {
-                    let lease = PutRequest { ignore_value: false, ignore_lease: false, ..put.clone() };
-                    let key = PutRequest { lease: 0, ..put.clone() };
-                    [lease, key].map(|put| vec![Request::RequestPut(put).into_op(), the_future()]).to_vec()
+                    let lease = PutRequest {
+                        ignore_value: false,
+                        ignore_lease: false,
+                        ..put.clone()
+                    };
+                    let key = PutRequest {
+                        lease: 0,
+                        ..put.clone()
+                    };
+                    [lease, key]
+                        .map(|put| vec![Request::RequestPut(put).into_op(), the_future()])
+                        .to_vec()
                 }
                 Some(Request::RequestTxn(inner)) => match Box::pin(self.refusal_of(inner)).await? {
                     None => Vec::new(),
@@ -180,7 +213,10 @@ impl Side {
             };
             for success in probes {
                 let guarded = success.len() > 1;
-                let probe = TxnRequest { success, ..TxnRequest::default() };
+                let probe = TxnRequest {
+                    success,
+                    ..TxnRequest::default()
+                };
                 let probed: Result<TxnResponse, Status> = self.rpc.unary("/etcdserverpb.KV/Txn", &probe).await;
                 match probed {
                     Err(status) if guarded && status.message() == THE_FUTURE => {}
@@ -192,15 +228,20 @@ impl Side {
         Ok(None)
     }
 
-    /// Deletions that this server forgot to send since the last call, as differences.rs has it.
-    pub fn take_forgotten(&mut self) -> Vec<Seen> {
+    /// Deletions that this server forgot to send since the last call, each with its place among what its watcher saw.
+    pub fn take_forgotten(&mut self) -> Vec<(usize, Seen)> {
         let mut all = Vec::new();
         for (stream, open) in self.streams.iter_mut().enumerate() {
             for (&watch_id, watcher) in &mut open.watchers {
-                for event in watcher.forgotten.drain(..) {
-                    let mut seen = Seen { stream, watch_id, header: self.revision, event };
+                for (place, event) in watcher.forgotten.drain(..) {
+                    let mut seen = Seen {
+                        stream,
+                        watch_id,
+                        header: self.revision,
+                        event,
+                    };
                     self.normal.seen(&mut seen);
-                    all.push(seen);
+                    all.push((place, seen));
                 }
             }
         }
@@ -215,12 +256,14 @@ impl Side {
         let mut reply = match self.run(&op, &mut gathered).await {
             Ok(reply) => reply,
             Err(status) if quorate_kit::rpc::gave_up(&status) => {
-                gathered.broken.push(format!("{}, after {:?}", status.message(), gathered.control));
+                gathered
+                    .broken
+                    .push(format!("{}, after {:?}", status.message(), gathered.control));
                 Reply::Nothing
             }
             Err(status) => {
-                if !self.node.is_running() {
-                    gathered.broken.push(format!("the process has ended: {status}"));
+                if std::error::Error::source(&status).is_some() || status.message().contains("transport error") {
+                    gathered.broken.push(self.connection_lost(&status).await);
                 }
                 Reply::from_status(&status)
             }
@@ -228,7 +271,9 @@ impl Side {
         if let Reply::Watch(_) = &reply {
             reply = Reply::Watch(std::mem::take(&mut gathered.control));
         } else if !gathered.control.is_empty() {
-            gathered.broken.push(format!("answers nobody asked for: {:?}", gathered.control));
+            gathered
+                .broken
+                .push(format!("answers nobody asked for: {:?}", gathered.control));
         }
         if gathered.broken.is_empty() {
             self.settle(&mut gathered).await;
@@ -238,7 +283,23 @@ impl Side {
         recorded.iter_mut().for_each(|event| self.normal.event(event));
         let mut seen: Vec<Seen> = gathered.seen.into_values().flatten().collect();
         seen.iter_mut().for_each(|seen| self.normal.seen(seen));
-        Step { reply, seen, recorded, broken: gathered.broken }
+        Step {
+            reply,
+            seen,
+            recorded,
+            broken: gathered.broken,
+        }
+    }
+
+    /// Why a call failed without a word from the server. A process that ends takes a moment to be gone.
+    async fn connection_lost(&mut self, status: &Status) -> String {
+        for _ in 0..100 {
+            if !self.node.is_running() {
+                return format!("the process has ended: {status}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        format!("the connection was lost, the process lives: {status}")
     }
 
     async fn run(&mut self, op: &Op, gathered: &mut Gathered) -> Result<Reply, Status> {
@@ -259,8 +320,7 @@ impl Side {
                 Reply::Delete(answer)
             }
             Op::Txn(request) => {
-                let answer: TxnResponse =
-                    rpc.unary("/etcdserverpb.KV/Txn", request).await?;
+                let answer: TxnResponse = rpc.unary("/etcdserverpb.KV/Txn", request).await?;
                 self.advance(answer.header.as_ref()).await?;
                 Reply::Txn(answer)
             }
@@ -299,9 +359,14 @@ impl Side {
             return Ok(());
         }
         self.revision = revision;
-        let Some(recorder) = &mut self.recorder else { return Ok(()) };
+        let Some(recorder) = &mut self.recorder else {
+            return Ok(());
+        };
         let reached = |recorded: &[Event]| {
-            recorded.last().and_then(|event| event.kv.as_ref()).is_some_and(|kv| kv.mod_revision >= revision)
+            recorded
+                .last()
+                .and_then(|event| event.kv.as_ref())
+                .is_some_and(|kv| kv.mod_revision >= revision)
         };
         while !reached(&self.recorded) {
             match recorder.next::<WatchResponse>(LIMIT).await? {
@@ -321,180 +386,15 @@ impl Side {
         }
         let answer: CompactionResponse = self.rpc.unary("/etcdserverpb.KV/Compact", request).await?;
         self.compacted = self.compacted.max(request.revision);
-        let again = CompactionRequest { physical: true, ..*request };
+        let again = CompactionRequest {
+            physical: true,
+            ..*request
+        };
         let again = match self.rpc.unary("/etcdserverpb.KV/Compact", &again).await {
             Ok(answer) => Reply::Compact(answer, Box::new(Reply::Nothing)),
             Err(status) => Reply::from_status(&status),
         };
         Ok(Reply::Compact(answer, Box::new(again)))
-    }
-
-    async fn watch(
-        &mut self,
-        stream: usize,
-        request: &WatchCreateRequest,
-        gathered: &mut Gathered,
-    ) -> Result<Reply, Status> {
-        self.send(stream, create(request.clone())).await?;
-        let created = self.read_until(stream, gathered, |answer| answer.created).await?;
-        if created.canceled {
-            return Ok(Reply::Watch(Vec::new()));
-        }
-        let watcher =
-            Watcher::new(request, self.recorded.len(), self.revision, self.compacted, self.is_34);
-        let (doomed, historical) = (watcher.doomed, request.start_revision > 0);
-        self.streams[stream].watchers.insert(created.watch_id, watcher);
-        self.unsettled |= historical;
-        if doomed {
-            self.read_until(stream, gathered, |answer| answer.canceled).await?;
-        }
-        Ok(Reply::Watch(Vec::new()))
-    }
-
-    async fn cancel(
-        &mut self,
-        stream: usize,
-        request: WatchCancelRequest,
-        gathered: &mut Gathered,
-    ) -> Result<Reply, Status> {
-        if self.streams[stream].call.is_none() {
-            return Ok(Reply::Nothing);
-        }
-        let known = self.streams[stream].watchers.remove(&request.watch_id).is_some();
-        self.send(stream, WatchRequest { request_union: Some(RequestUnion::CancelRequest(request)) }).await?;
-        if known {
-            self.read_until(stream, gathered, |answer| answer.canceled).await?;
-        }
-        // an unknown id is passed over in silence; the next thing on the stream shows it
-        Ok(Reply::Watch(Vec::new()))
-    }
-
-    /// Progress may be answered or not. A fence behind it shows which.
-    async fn progress(&mut self, stream: usize, gathered: &mut Gathered) -> Result<Reply, Status> {
-        if self.streams[stream].call.is_none() {
-            return Ok(Reply::Nothing);
-        }
-        if self.unsettled {
-            self.fence(stream, true, gathered).await?;
-            self.unsettled = false;
-        }
-        // someone watches, and everyone has caught up and has come to its first revision
-        let watchers = || self.streams[stream].watchers.values().filter(|watcher| watcher.start >= 0);
-        self.progress_was_due =
-            watchers().count() > 0 && watchers().all(|watcher| !watcher.doomed && watcher.start <= self.revision);
-        let request = RequestUnion::ProgressRequest(WatchProgressRequest {});
-        self.send(stream, WatchRequest { request_union: Some(request) }).await?;
-        self.fence(stream, false, gathered).await?;
-        Ok(Reply::Watch(Vec::new()))
-    }
-
-    /// A write, and a watcher that sees it: everything asked for earlier on the stream has been answered when it has.
-    /// With `catch_up` the watcher is one of the past, so that every earlier watcher has caught up as well.
-    async fn fence(&mut self, stream: usize, catch_up: bool, gathered: &mut Gathered) -> Result<(), Status> {
-        self.fences += 1;
-        let watch_id = FENCE_ID + self.fences;
-        let mut request = WatchCreateRequest { key: FENCE.into(), watch_id, ..WatchCreateRequest::default() };
-        if catch_up {
-            let put: PutResponse = self.rpc.unary("/etcdserverpb.KV/Put", &fence_put()).await?;
-            self.advance(put.header.as_ref()).await?;
-            request.start_revision = self.revision;
-        }
-        let control = gathered.control.len();
-        self.send(stream, create(request.clone())).await?;
-        self.read_until(stream, gathered, |answer| answer.created && answer.watch_id == watch_id).await?;
-        let watcher = Watcher::new(&request, self.recorded.len(), self.revision, self.compacted, self.is_34);
-        self.streams[stream].watchers.insert(watch_id, watcher);
-        if !catch_up {
-            let put: PutResponse = self.rpc.unary("/etcdserverpb.KV/Put", &fence_put()).await?;
-            self.advance(put.header.as_ref()).await?;
-        }
-        self.settle(gathered).await;
-        self.send(stream, cancel(watch_id)).await?;
-        self.read_until(stream, gathered, |answer| answer.canceled && answer.watch_id == watch_id).await?;
-        self.streams[stream].watchers.remove(&watch_id);
-        let mut at = 0;
-        gathered.control.retain(|answer| {
-            at += 1;
-            at <= control || answer.watch_id != watch_id
-        });
-        gathered.seen.remove(&(stream, watch_id));
-        Ok(())
-    }
-
-    async fn send(&mut self, stream: usize, request: WatchRequest) -> Result<(), Status> {
-        let open = &mut self.streams[stream];
-        match &open.call {
-            Some(call) => {
-                if !call.send(&request).await {
-                    return Err(Status::internal("the watch stream has ended"));
-                }
-            }
-            None => open.call = Some(self.rpc.bidi(WATCH, &request).await?),
-        }
-        Ok(())
-    }
-
-    /// Reads until an answer without events fits; events on the way go to their watchers.
-    async fn read_until(
-        &mut self,
-        stream: usize,
-        gathered: &mut Gathered,
-        fits: impl Fn(&WatchResponse) -> bool,
-    ) -> Result<WatchResponse, Status> {
-        loop {
-            if let Some(answer) = self.read(stream, gathered).await?
-                && fits(&answer)
-            {
-                return Ok(answer);
-            }
-        }
-    }
-
-    /// Reads one answer; gives it back when it brought no events.
-    async fn read(&mut self, stream: usize, gathered: &mut Gathered) -> Result<Option<WatchResponse>, Status> {
-        let open = &mut self.streams[stream];
-        let Some(call) = &mut open.call else { return Err(Status::internal("no watch stream is open")) };
-        let Some(answer) = call.next::<WatchResponse>(LIMIT).await? else {
-            return Err(Status::internal("the watch stream ended"));
-        };
-        if answer.events.is_empty() {
-            gathered.control.push(answer.clone());
-            return Ok(Some(answer));
-        }
-        let header = answer.header.as_ref().map_or(0, |header| header.revision);
-        let watch_id = answer.watch_id;
-        let Some(watcher) = open.watchers.get_mut(&watch_id) else {
-            gathered.broken.push(format!("events for watcher {watch_id}, which is not there: {answer:?}"));
-            return Ok(None);
-        };
-        watcher.look(&self.recorded);
-        for event in answer.events {
-            if let Err(why) = watcher.came(&event, header) {
-                gathered.broken.push(format!("watcher {watch_id} of stream {stream}: {why}"));
-            }
-            gathered.seen.entry((stream, watch_id)).or_default().push(Seen { stream, watch_id, header, event });
-        }
-        Ok(None)
-    }
-
-    /// Waits until every watcher has what is due to it.
-    async fn settle(&mut self, gathered: &mut Gathered) {
-        for stream in 0..self.streams.len() {
-            loop {
-                let open = &mut self.streams[stream];
-                open.watchers.values_mut().for_each(|watcher| watcher.look(&self.recorded));
-                let Some((id, late)) = open.watchers.iter().find(|(_, watcher)| watcher.is_waiting()) else { break };
-                let missing = format!("watcher {id} of stream {stream} still waits for {}", late.missing());
-                match self.read(stream, gathered).await {
-                    Ok(_) if gathered.broken.is_empty() => {}
-                    Ok(_) => return,
-                    Err(status) => {
-                        gathered.broken.push(format!("{missing}: {}", status.message()));
-                        return;
-                    }
-                }
-            }
-        }
     }
 }
 
@@ -508,7 +408,9 @@ async fn range_stream(rpc: &Rpc, request: &RangeRequest) -> Result<RangeResponse
             return Err(Status::internal("a piece of the range without a range"));
         };
         if index + 1 < count && (part.header.is_some() || part.more || part.count != 0) {
-            return Err(Status::internal(format!("an early piece has what belongs to the last: {part:?}")));
+            return Err(Status::internal(format!(
+                "an early piece has what belongs to the last: {part:?}"
+            )));
         }
         whole.kvs.extend(part.kvs);
         whole.header = part.header;
@@ -519,8 +421,15 @@ async fn range_stream(rpc: &Rpc, request: &RangeRequest) -> Result<RangeResponse
 }
 
 async fn keep_alive(rpc: &Rpc, ids: &[i64]) -> Result<Reply, Status> {
-    let Some((first, rest)) = ids.split_first() else { return Ok(Reply::Nothing) };
-    let mut call = rpc.bidi("/etcdserverpb.Lease/LeaseKeepAlive", &LeaseKeepAliveRequest { id: *first }).await?;
+    let Some((first, rest)) = ids.split_first() else {
+        return Ok(Reply::Nothing);
+    };
+    let mut call = rpc
+        .bidi(
+            "/etcdserverpb.Lease/LeaseKeepAlive",
+            &LeaseKeepAliveRequest { id: *first },
+        )
+        .await?;
     for id in rest {
         call.send(&LeaseKeepAliveRequest { id: *id }).await;
     }
@@ -540,7 +449,12 @@ const THE_FUTURE: &str = "etcdserver: mvcc: required revision is a future revisi
 
 /// An operation that makes any transaction fail, but, on 3.4, only after all its puts were checked.
 fn the_future() -> RequestOp {
-    Request::RequestRange(RangeRequest { key: FENCE.into(), revision: i64::MAX, ..RangeRequest::default() }).into_op()
+    Request::RequestRange(RangeRequest {
+        key: FENCE.into(),
+        revision: i64::MAX,
+        ..RangeRequest::default()
+    })
+    .into_op()
 }
 
 trait IntoOp {
@@ -554,13 +468,20 @@ impl IntoOp for Request {
 }
 
 fn create(request: WatchCreateRequest) -> WatchRequest {
-    WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) }
+    WatchRequest {
+        request_union: Some(RequestUnion::CreateRequest(request)),
+    }
 }
 
 fn cancel(watch_id: i64) -> WatchRequest {
-    WatchRequest { request_union: Some(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })) }
+    WatchRequest {
+        request_union: Some(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })),
+    }
 }
 
 fn fence_put() -> PutRequest {
-    PutRequest { key: FENCE.into(), ..PutRequest::default() }
+    PutRequest {
+        key: FENCE.into(),
+        ..PutRequest::default()
+    }
 }

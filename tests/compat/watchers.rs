@@ -30,8 +30,10 @@ pub struct Watcher {
     /// How much of the recorder's log has been looked at, and what of it is still to come.
     looked: usize,
     due: Vec<Due>,
-    /// Deletions that 3.4 forgot.
-    pub forgotten: Vec<Event>,
+    /// How many events its replay has had, with those that 3.4 forgot.
+    replayed: usize,
+    /// Deletions that 3.4 forgot, each with its place among the replayed events.
+    pub forgotten: Vec<(usize, Event)>,
 }
 
 /// An event that must come next, and how its header may say so.
@@ -52,7 +54,11 @@ impl Watcher {
     ) -> Self {
         let start = create.start_revision;
         let historical = start != 0 && start <= revision;
-        let key = if create.key.is_empty() { vec![0] } else { create.key.to_vec() };
+        let key = if create.key.is_empty() {
+            vec![0]
+        } else {
+            create.key.to_vec()
+        };
         Self {
             key,
             range_end: create.range_end.to_vec(),
@@ -65,6 +71,7 @@ impl Watcher {
             forgets_deletion,
             looked: if historical { 0 } else { recorded },
             due: Vec::new(),
+            replayed: 0,
             forgotten: Vec::new(),
         }
     }
@@ -90,14 +97,19 @@ impl Watcher {
         if replayed && deletion && revision == self.compacted_at && self.forgets_deletion {
             let mut forgotten = event.clone();
             forgotten.prev_kv = None; // what was before is compacted
-            self.forgotten.push(forgotten);
+            self.forgotten.push((self.replayed, forgotten));
+            self.replayed += 1;
             return;
         }
+        self.replayed += usize::from(replayed);
         let mut event = event.clone();
         if !self.prev_kv || (replayed && revision - 1 < self.compacted_at) {
             event.prev_kv = None;
         }
-        self.due.push(Due { event, header: if replayed { self.created_at } else { revision } });
+        self.due.push(Due {
+            event,
+            header: if replayed { self.created_at } else { revision },
+        });
     }
 
     fn covers(&self, key: &[u8]) -> bool {
@@ -119,12 +131,22 @@ impl Watcher {
         }
         let due = self.due.remove(0);
         if &due.event != event {
-            return Err(format!("another event than the one due\n    due  {:?}\n    came {event:?}", due.event));
+            return Err(format!(
+                "another event than the one due\n    due  {:?}\n    came {event:?}",
+                due.event
+            ));
         }
         // replayed history says how far the store has come, which may be further than when the watcher was made
-        let fits = if due.header == self.created_at { header >= due.header } else { header == due.header };
+        let fits = if due.header == self.created_at {
+            header >= due.header
+        } else {
+            header == due.header
+        };
         if !fits {
-            return Err(format!("header revision {header} where {} is due, with {event:?}", due.header));
+            return Err(format!(
+                "header revision {header} where {} is due, with {event:?}",
+                due.header
+            ));
         }
         Ok(())
     }

@@ -27,10 +27,18 @@ struct Known {
 /// that was never tried, and the node is back within a second.
 #[test]
 fn kill9_loses_nothing() {
-    let seed: u64 = std::env::var("QUORATE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0xc4a5);
+    let seed: u64 = std::env::var("QUORATE_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0xc4a5);
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let _entered = runtime.enter(); // clients belong to a runtime
     let mut own = start();
     let mut known = [Known::default(); WRITERS];
     let revision = Arc::new(AtomicI64::new(1));
@@ -52,7 +60,12 @@ fn kill9_loses_nothing() {
         let restarted = Instant::now();
         own.node.restart();
         slowest = slowest.max(restarted.elapsed());
-        runtime.block_on(check(&own.node.rpc(), &mut known, revision.load(Ordering::Relaxed), round));
+        runtime.block_on(check(
+            &own.node.rpc(),
+            &mut known,
+            revision.load(Ordering::Relaxed),
+            round,
+        ));
     }
     let total: u64 = known.iter().map(|known| known.acknowledged).sum();
     println!("{total} transactions in {ROUNDS} rounds, slowest restart {slowest:?}");
@@ -70,10 +83,17 @@ async fn write(rpc: Rpc, writer: usize, mut known: Known, stop: Arc<AtomicBool>,
                 value: known.tried.to_string().into(),
                 ..PutRequest::default()
             };
-            RequestOp { request: Some(Request::RequestPut(put)) }
+            RequestOp {
+                request: Some(Request::RequestPut(put)),
+            }
         };
-        let txn = TxnRequest { success: vec![put("left"), put("right")], ..TxnRequest::default() };
-        let Ok(answer) = rpc.unary::<TxnResponse>(TXN, &txn).await else { break };
+        let txn = TxnRequest {
+            success: vec![put("left"), put("right")],
+            ..TxnRequest::default()
+        };
+        let Ok(answer) = rpc.unary::<TxnResponse>(TXN, &txn).await else {
+            break;
+        };
         known.acknowledged = known.tried;
         revision.fetch_max(answer.header.unwrap().revision, Ordering::Relaxed);
     }
@@ -86,16 +106,29 @@ async fn check(rpc: &Rpc, known: &mut [Known; WRITERS], revision: i64, round: us
         for half in ["left", "right"] {
             let got = get(rpc, format!("crash/{writer}/{half}")).await.unwrap();
             let now = got.header.unwrap().revision;
-            assert!(now >= revision, "round {round}: revision {now} after {revision} was told");
-            halves.push(got.kvs.first().map_or(0, |kv| String::from_utf8_lossy(&kv.value).parse::<u64>().unwrap()));
+            assert!(
+                now >= revision,
+                "round {round}: revision {now} after {revision} was told"
+            );
+            halves.push(
+                got.kvs
+                    .first()
+                    .map_or(0, |kv| String::from_utf8_lossy(&kv.value).parse::<u64>().unwrap()),
+            );
         }
-        assert_eq!(halves[0], halves[1], "round {round}: half a transaction of writer {writer}");
+        assert_eq!(
+            halves[0], halves[1],
+            "round {round}: half a transaction of writer {writer}"
+        );
         let Known { acknowledged, tried } = *known;
         assert!(
             (acknowledged..=tried).contains(&halves[0]),
             "round {round}: writer {writer} has {}, acknowledged were {acknowledged}, tried {tried}",
             halves[0]
         );
-        *known = Known { acknowledged: halves[0], tried: halves[0] };
+        *known = Known {
+            acknowledged: halves[0],
+            tried: halves[0],
+        };
     }
 }

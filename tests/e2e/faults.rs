@@ -17,9 +17,16 @@ struct Tmpfs<'a>(&'a Path);
 impl<'a> Tmpfs<'a> {
     fn mount(at: &'a Path, mib: u32) -> Self {
         let size = format!("size={mib}m,mode=700");
-        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).output().unwrap();
+        let done = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(at)
+            .output()
+            .unwrap();
         let why = String::from_utf8_lossy(&done.stderr).into_owned();
-        assert!(done.status.success(), "a full disk needs a small one: mounting a tmpfs failed: {why}");
+        assert!(
+            done.status.success(),
+            "a full disk needs a small one: mounting a tmpfs failed: {why}"
+        );
         Self(at)
     }
 }
@@ -52,7 +59,10 @@ async fn disk_full_recovers_by_itself() {
             Err(status) => break status,
         }
         fill_up(&ballast); // nor may what it frees meanwhile help
-        assert!(began.elapsed() < Duration::from_secs(60), "the disk is full and {acknowledged} writes went on");
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "the disk is full and {acknowledged} writes went on"
+        );
     };
     println!("{acknowledged} writes fitted, then {refusal}");
     node.assert_alive();
@@ -70,14 +80,21 @@ async fn disk_full_recovers_by_itself() {
     let freed = Instant::now();
     while put(&rpc, "after", "1").await.is_err() {
         node.assert_alive();
-        assert!(freed.elapsed() < Duration::from_secs(30), "no writes 30 s after there was room again");
+        assert!(
+            freed.elapsed() < Duration::from_secs(30),
+            "no writes 30 s after there was room again"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     node.kill();
     node.restart();
     let rpc = node.rpc();
     for n in 0..acknowledged {
-        assert_eq!(get(&rpc, format!("full/{n}")).await.unwrap().kvs.len(), 1, "full/{n} was acknowledged");
+        assert_eq!(
+            get(&rpc, format!("full/{n}")).await.unwrap().kvs.len(),
+            1,
+            "full/{n} was acknowledged"
+        );
     }
     assert_eq!(get(&rpc, "after").await.unwrap().kvs.len(), 1);
     drop(node);
@@ -114,7 +131,10 @@ async fn blocked_log_sink_does_not_block_reads() {
     node.close_log_pipe();
     serve_for_a_while(&mut node, "with a log that is gone").await;
     let (_, took) = node.terminate();
-    assert!(took < Duration::from_millis(1_500), "took {took:?} to end without a log");
+    assert!(
+        took < Duration::from_millis(1_500),
+        "took {took:?} to end without a log"
+    );
 }
 
 /// Requests of the kinds that log something.
@@ -125,8 +145,16 @@ async fn serve_for_a_while(node: &mut Node, when: &str) {
         let asked = async {
             let revision = put_at(&rpc, "a", round.to_string()).await;
             assert_eq!(get(&rpc, "a").await.unwrap().kvs.len(), 1);
-            let _: CompactionResponse =
-                rpc.unary(COMPACT, &CompactionRequest { revision, physical: false }).await.unwrap();
+            let _: CompactionResponse = rpc
+                .unary(
+                    COMPACT,
+                    &CompactionRequest {
+                        revision,
+                        physical: false,
+                    },
+                )
+                .await
+                .unwrap();
         };
         let answered = tokio::time::timeout(Duration::from_secs(3), asked).await;
         assert!(answered.is_ok(), "no answer within 3 s {when}, round {round}");

@@ -14,14 +14,27 @@ fn plain(answer: &Answer) -> bool {
 #[test]
 fn health_says_true_in_exactly_29_bytes() {
     let own = start();
-    for path in ["/health", "/health?serializable=true", "/health?exclude=NOSPACE&exclude=CORRUPT", "/health?x=y"] {
+    for path in [
+        "/health",
+        "/health?serializable=true",
+        "/health?exclude=NOSPACE&exclude=CORRUPT",
+        "/health?x=y",
+    ] {
         let answer = get(own.node.address(), path).unwrap();
-        assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"health":"true","reason":""}"#), "{path}");
+        assert_eq!(
+            (answer.status, answer.text().as_str()),
+            (200, r#"{"health":"true","reason":""}"#),
+            "{path}"
+        );
         assert!(plain(&answer), "{answer:?}");
     }
     for method in ["POST", "HEAD", "PUT", "DELETE"] {
         let answer = request(own.node.address(), method, "/health", &[], b"").unwrap();
-        assert_eq!((answer.status, answer.header("allow")), (405, Some("GET")), "{method}: {answer:?}");
+        assert_eq!(
+            (answer.status, answer.header("allow")),
+            (405, Some("GET")),
+            "{method}: {answer:?}"
+        );
         if method != "HEAD" {
             assert_eq!(answer.text(), "Method Not Allowed\n");
         }
@@ -34,11 +47,22 @@ fn livez_and_readyz_name_their_checks() {
     let at = own.node.address();
     for (root, checks) in [
         ("/livez", vec!["serializable_read"]),
-        ("/readyz", vec!["data_corruption", "serializable_read", "linearizable_read", "non_learner"]),
+        (
+            "/readyz",
+            vec![
+                "data_corruption",
+                "serializable_read",
+                "linearizable_read",
+                "non_learner",
+            ],
+        ),
     ] {
         let answer = get(at, root).unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (200, "ok\n"), "{root}");
-        assert!(plain(&answer) && answer.header("x-content-type-options") == Some("nosniff"), "{answer:?}");
+        assert!(
+            plain(&answer) && answer.header("x-content-type-options") == Some("nosniff"),
+            "{answer:?}"
+        );
 
         let verbose = get(at, &format!("{root}?verbose")).unwrap().text();
         let mut lines: Vec<&str> = verbose.lines().collect();
@@ -50,7 +74,10 @@ fn livez_and_readyz_name_their_checks() {
         for check in &checks {
             let path = format!("{root}/{check}");
             assert_eq!(get(at, &path).unwrap().text(), "ok\n", "{path}");
-            assert_eq!(get(at, &format!("{path}?verbose")).unwrap().text(), format!("[+]{check} ok\nok\n"));
+            assert_eq!(
+                get(at, &format!("{path}?verbose")).unwrap().text(),
+                format!("[+]{check} ok\nok\n")
+            );
         }
         let without = format!("{root}?verbose&exclude=serializable_read&exclude=no_such_check");
         let without = get(at, &without).unwrap();
@@ -71,7 +98,10 @@ fn version_tells_the_etcd_version_and_the_agreed_one() {
         let answer = get(own.node.address(), "/version").unwrap();
         (!answer.text().contains("not_decided")).then_some(answer)
     });
-    assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
+    assert_eq!(
+        (answer.status, answer.header("content-type")),
+        (200, Some("application/json"))
+    );
     assert!(!answer.text().ends_with('\n'));
     let version: Value = serde_json::from_str(&answer.text()).unwrap();
     assert_eq!(version["etcdserver"], "3.7.1");
@@ -99,8 +129,15 @@ fn unknown_paths_are_plain_404() {
         (metrics, "/nothing"),
     ] {
         let answer = get(at, path).unwrap();
-        assert_eq!((answer.status, answer.text().as_str()), (404, "404 page not found\n"), "{path}");
-        assert!(plain(&answer) && answer.header("x-content-type-options") == Some("nosniff"), "{answer:?}");
+        assert_eq!(
+            (answer.status, answer.text().as_str()),
+            (404, "404 page not found\n"),
+            "{path}"
+        );
+        assert!(
+            plain(&answer) && answer.header("x-content-type-options") == Some("nosniff"),
+            "{answer:?}"
+        );
     }
     for path in ["/health", "/livez", "/readyz", "/metrics"] {
         assert_eq!(get(metrics, path).unwrap().status, 200, "{path} on the metrics port");
@@ -114,10 +151,19 @@ fn metrics_have_etcds_names() {
     own.node.etcdctl().ok(&["get", "a"]);
     let answer = get(own.node.address(), "/metrics").unwrap();
     assert_eq!(answer.status, 200);
-    assert!(answer.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"), "{answer:?}");
+    assert!(
+        answer
+            .header("content-type")
+            .unwrap()
+            .starts_with("text/plain; version=0.0.4"),
+        "{answer:?}"
+    );
     let text = answer.text();
-    let families: BTreeSet<&str> =
-        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).filter_map(|rest| rest.split(' ').next()).collect();
+    let families: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .filter_map(|rest| rest.split(' ').next())
+        .collect();
     for name in [
         "etcd_cluster_version",
         "etcd_debugging_mvcc_keys_total",
@@ -156,13 +202,20 @@ fn metrics_have_etcds_names() {
 /// A24, A25: the rules for other origins and hosts that etcd has by default.
 #[test]
 fn cors_and_host_rules() {
-    let own = start_with(|config| config.flag("--host-whitelist=good.test").flag("--cors=http://good.test:80"));
+    let own = start_with(|config| {
+        config
+            .flag("--host-whitelist=good.test,127.0.0.1")
+            .flag("--cors=http://good.test:80")
+    });
     let at = own.node.address();
     let from = |host: &str, origin: &str| request(at, "GET", "/health", &[("Host", host), ("Origin", origin)], b"");
     let refused = from("rebound.test:2379", "http://good.test:80").unwrap();
     assert_eq!(refused.status, 421, "{refused:?}");
     let good = from("good.test:2379", "http://good.test:80").unwrap();
-    assert_eq!((good.status, good.header("access-control-allow-origin")), (200, Some("http://good.test:80")));
+    assert_eq!(
+        (good.status, good.header("access-control-allow-origin")),
+        (200, Some("http://good.test:80"))
+    );
     let other = from("good.test:2379", "http://evil.test:80").unwrap();
     assert_eq!((other.status, other.header("access-control-allow-origin")), (200, None));
 }

@@ -24,8 +24,14 @@ fn default_identity_is_etcds() {
             .flag("--initial-cluster-token=etcd-cluster")
     });
     let header = &own.node.etcdctl().json(&["put", "a", "1"])["header"];
-    assert_eq!(format!("{:x}", header["member_id"].as_u64().unwrap()), "8e9e05c52164694d");
-    assert_eq!(format!("{:x}", header["cluster_id"].as_u64().unwrap()), "cdf818194e3a8c32");
+    assert_eq!(
+        format!("{:x}", header["member_id"].as_u64().unwrap()),
+        "8e9e05c52164694d"
+    );
+    assert_eq!(
+        format!("{:x}", header["cluster_id"].as_u64().unwrap()),
+        "cdf818194e3a8c32"
+    );
 }
 
 /// Restarted with other bootstrap flags a node is who it was; the name and client URLs are published anew.
@@ -34,9 +40,15 @@ fn bootstrap_flags_mean_nothing_on_a_restart() {
     let mut own = start();
     let before = own.node.etcdctl().json(&["put", "a", "1"]);
     own.node.terminate();
-    own.node.config.extra.push("--initial-cluster=nonsense=http://10.0.0.1:1".to_owned());
+    own.node
+        .config
+        .extra
+        .push("--initial-cluster=nonsense=http://10.0.0.1:1".to_owned());
     own.node.config.extra.push("--initial-cluster-token=other".to_owned());
-    own.node.config.extra.push("--initial-cluster-state=existing".to_owned());
+    own.node
+        .config
+        .extra
+        .push("--initial-cluster-state=existing".to_owned());
     own.node.restart();
     let after = own.node.etcdctl().json(&["get", "a"]);
     assert_eq!(before["header"]["member_id"], after["header"]["member_id"]);
@@ -85,7 +97,12 @@ fn sigint_under_load_ends_in_time_and_loses_nothing() {
 /// The process ends within 1.5 s, by the signal it was sent, and what it acknowledged is there afterwards.
 fn ends_by(signal: Signal, number: i32) {
     let mut own = start();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let entered = runtime.enter(); // clients belong to a runtime
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..16)
         .map(|writer| {
@@ -93,7 +110,10 @@ fn ends_by(signal: Signal, number: i32) {
             runtime.spawn(async move {
                 let mut acknowledged = 0u32;
                 while !stop.load(Ordering::Relaxed) {
-                    if put(&rpc, format!("load/{writer}"), (acknowledged + 1).to_string()).await.is_err() {
+                    if put(&rpc, format!("load/{writer}"), (acknowledged + 1).to_string())
+                        .await
+                        .is_err()
+                    {
                         break;
                     }
                     acknowledged += 1;
@@ -105,23 +125,36 @@ fn ends_by(signal: Signal, number: i32) {
     runtime.block_on(async {
         let rpc = own.node.rpc();
         quorate_kit::wait::until_async("load", Duration::from_secs(10), || async {
-            get(&rpc, "load/0").await.ok().filter(|got| got.kvs.first().is_some_and(|kv| kv.version > 20)).map(|_| ())
+            get(&rpc, "load/0")
+                .await
+                .ok()
+                .filter(|got| got.kvs.first().is_some_and(|kv| kv.version > 20))
+                .map(|_| ())
         })
         .await;
     });
     let (status, took) = own.node.stop_with(signal);
     stop.store(true, Ordering::Relaxed);
-    let acknowledged: Vec<u32> =
-        writers.into_iter().map(|writer| runtime.block_on(writer).unwrap()).collect();
+    let acknowledged: Vec<u32> = writers
+        .into_iter()
+        .map(|writer| runtime.block_on(writer).unwrap())
+        .collect();
     assert_eq!(status.signal(), Some(number), "ended as {status}");
     assert!(took < Duration::from_millis(1_500), "took {took:?} to end");
     own.node.restart();
+    drop(entered);
     runtime.block_on(async {
         let rpc = own.node.rpc();
         for (writer, acknowledged) in acknowledged.into_iter().enumerate() {
             let got = get(&rpc, format!("load/{writer}")).await.unwrap();
-            let value: u32 = got.kvs.first().map_or(0, |kv| String::from_utf8_lossy(&kv.value).parse().unwrap());
-            assert!((acknowledged..=acknowledged + 1).contains(&value), "{acknowledged} acknowledged, {value} found");
+            let value: u32 = got
+                .kvs
+                .first()
+                .map_or(0, |kv| String::from_utf8_lossy(&kv.value).parse().unwrap());
+            assert!(
+                (acknowledged..=acknowledged + 1).contains(&value),
+                "{acknowledged} acknowledged, {value} found"
+            );
         }
     });
 }
@@ -134,9 +167,14 @@ fn a_busy_data_dir_is_waited_for() {
     let mut config = own.node.config.clone();
     config.client_port = quorate_kit::ports::free();
     // the same member would have the same peer port; its listener must not be what stops it
-    config.extra.push(format!("--listen-peer-urls=http://127.0.0.1:{}", quorate_kit::ports::free()));
+    config.extra.push(format!(
+        "--listen-peer-urls=http://127.0.0.1:{}",
+        quorate_kit::ports::free()
+    ));
     let elsewhere = own.dir.path().join("second");
-    config.extra.push(format!("--data-dir={}", own.node.config.data_dir().display()));
+    config
+        .extra
+        .push(format!("--data-dir={}", own.node.config.data_dir().display()));
     config.dir = elsewhere;
     let mut second = Node::launch(config);
     quorate_kit::wait::until("the second process to be under way", Duration::from_secs(5), || {
@@ -145,7 +183,10 @@ fn a_busy_data_dir_is_waited_for() {
     // for a while it neither ends nor serves, and the first one is not disturbed
     for round in 0..10 {
         second.assert_alive();
-        assert!(!second.log().contains("ready to serve client requests"), "two processes on one directory");
+        assert!(
+            !second.log().contains("ready to serve client requests"),
+            "two processes on one directory"
+        );
         own.node.etcdctl().ok(&["put", "a", &round.to_string()]);
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -155,25 +196,35 @@ fn a_busy_data_dir_is_waited_for() {
 }
 
 #[test]
-fn version_has_four_lines() {
+fn version_has_etcds_four_lines_and_ours() {
     let said = run(&[], &["--version"]);
     let text = String::from_utf8(said.stdout).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(said.status.code(), Some(0));
-    assert_eq!(lines.len(), 4, "{text}");
+    assert_eq!(lines.len(), 5, "etcd's four lines, then our own version: {text}");
+    assert!(lines[4].starts_with("Quorate Version: "), "{text}");
     assert_eq!(lines[0], "etcd Version: 3.7.1");
-    for (line, start) in lines[1..].iter().zip(["Git SHA: ", "Go Version: ", "Go OS/Arch: "]) {
+    for (line, start) in lines[1..4].iter().zip(["Git SHA: ", "Go Version: ", "Go OS/Arch: "]) {
         assert!(line.starts_with(start), "{text}");
     }
 }
 
 #[test]
 fn bad_flags_are_refused_as_etcd_refuses_them() {
-    let first_line = |said: &Output| String::from_utf8_lossy(&said.stderr).lines().next().unwrap_or("").to_owned();
+    let first_line = |said: &Output| {
+        String::from_utf8_lossy(&said.stderr)
+            .lines()
+            .next()
+            .unwrap_or("")
+            .to_owned()
+    };
     for (flag, expected) in [
         ("--nope", "flag provided but not defined: -nope"),
         ("--enable-v2", "flag provided but not defined: -enable-v2"),
-        ("--experimental-corrupt-check-time=1m", "flag provided but not defined: -experimental-corrupt-check-time"),
+        (
+            "--experimental-corrupt-check-time=1m",
+            "flag provided but not defined: -experimental-corrupt-check-time",
+        ),
         (
             "--listen-client-urls=http://127.0.0.1",
             r#"invalid value "http://127.0.0.1" for flag -listen-client-urls: URL address does not have the form "host:port": http://127.0.0.1"#,
@@ -184,19 +235,42 @@ fn bad_flags_are_refused_as_etcd_refuses_them() {
         ),
         (
             "--initial-cluster-state=foo",
-            r#"invalid value "foo" for flag -initial-cluster-state: invalid value "foo""#,
+            r#"invalid value "foo" for flag -initial-cluster-state: invalid value"#,
+        ),
+        (
+            "--v2-deprecation=not-yet",
+            r#"invalid value "not-yet" for flag -v2-deprecation: invalid value "not-yet""#,
         ),
     ] {
         let said = run(&[], &[flag]);
-        assert_eq!((said.status.code(), first_line(&said).as_str()), (Some(2), expected), "{flag}");
+        assert_eq!(
+            (said.status.code(), first_line(&said).as_str()),
+            (Some(2), expected),
+            "{flag}"
+        );
     }
     for (flags, expected) in [
         (vec!["foo"], r#""foo\" is not a valid flag"#),
-        (vec!["--heartbeat-interval=0"], "--heartbeat-interval must be >0 (set to 0ms)"),
-        (vec!["--election-timeout=200"], "--election-timeout[200ms] should be at least as 5 times as --heartbeat-interval[100ms]"),
-        (vec!["--election-timeout=60000"], "--election-timeout[60000ms] is too long, and should be set less than 50000ms"),
-        (vec!["--listen-client-urls=http://127.0.0.1:1"], "--advertise-client-urls is required when --listen-client-urls is set explicitly"),
-        (vec!["--name=zz", "--initial-cluster=other=http://localhost:2380"], r#"couldn't find local name \"zz\" in the initial cluster configuration"#),
+        (
+            vec!["--heartbeat-interval=0"],
+            "--heartbeat-interval must be >0 (set to 0ms)",
+        ),
+        (
+            vec!["--election-timeout=200"],
+            "--election-timeout[200ms] should be at least as 5 times as --heartbeat-interval[100ms]",
+        ),
+        (
+            vec!["--election-timeout=60000"],
+            "--election-timeout[60000ms] is too long, and should be set less than 50000ms",
+        ),
+        (
+            vec!["--listen-client-urls=http://127.0.0.1:1"],
+            "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+        ),
+        (
+            vec!["--name=zz", "--initial-cluster=other=http://localhost:2380"],
+            r#"couldn't find local name \"zz\" in the initial cluster configuration"#,
+        ),
         (vec!["--config-file=/does/not/exist"], "no such file"),
         // A11
         (vec!["--auto-compaction-retention=-1"], "ompaction"),
@@ -209,7 +283,10 @@ fn bad_flags_are_refused_as_etcd_refuses_them() {
     let both = run(&[("ETCD_NAME", "x")], &["--name=x"]);
     let all = String::from_utf8_lossy(&both.stderr).into_owned();
     assert_eq!(both.status.code(), Some(1), "{all}");
-    assert!(all.contains("conflicting environment variable") && all.contains("ETCD_NAME"), "{all}");
+    assert!(
+        all.contains("conflicting environment variable") && all.contains("ETCD_NAME"),
+        "{all}"
+    );
 }
 
 /// Runs the server with flags that must make it end by itself.
@@ -238,7 +315,11 @@ fn run(env: &[(&str, &str)], flags: &[&str]) -> Output {
         std::thread::sleep(Duration::from_millis(5));
     };
     let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
-    Output { status, stdout: read("stdout"), stderr: read("stderr") }
+    Output {
+        status,
+        stdout: read("stdout"),
+        stderr: read("stderr"),
+    }
 }
 
 /// B2: with one client and one write at a time, every acknowledgement needs a sync of its own.
@@ -249,7 +330,10 @@ async fn single_member_acks_only_after_sync() {
     let syncs = || {
         let text = quorate_kit::http::get(own.node.address(), "/metrics").unwrap().text();
         let name = "etcd_disk_wal_fsync_duration_seconds_count ";
-        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("no {name}"));
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap_or_else(|| panic!("no {name}"));
         line.parse::<f64>().unwrap() as u64
     };
     let before = syncs();
@@ -258,7 +342,10 @@ async fn single_member_acks_only_after_sync() {
         put(&rpc, "a", n.to_string()).await.unwrap();
     }
     let made = syncs() - before;
-    assert!(made >= WRITES, "{WRITES} acknowledged writes, one after the other, and only {made} syncs");
+    assert!(
+        made >= WRITES,
+        "{WRITES} acknowledged writes, one after the other, and only {made} syncs"
+    );
 }
 
 /// Starting over on data from a clean stop and from a kill are both quick and both complete.
@@ -276,7 +363,11 @@ fn both_kinds_of_restart_keep_revision_and_lease() {
             own.node.kill();
         }
         own.node.restart();
-        assert_eq!(ctl.json(&["get", "a"])["header"]["revision"].as_i64(), Some(revision), "clean stop: {clean}");
+        assert_eq!(
+            ctl.json(&["get", "a"])["header"]["revision"].as_i64(),
+            Some(revision),
+            "clean stop: {clean}"
+        );
         let left = ctl.ok(&["lease", "timetolive", "--keys", &format!("{lease:x}")]);
         assert!(left.contains("TTL(600s)") && left.contains("leased"), "{left}");
     }
@@ -289,6 +380,10 @@ fn the_data_dir_has_the_members_name() {
     config.name = "lonely".to_owned();
     config.extra.push("--data-dir=".to_owned());
     let node = Node::start(config);
-    assert!(dir.path().join("lonely.etcd").is_dir(), "{:?}", std::fs::read_dir(dir.path()).unwrap().collect::<Vec<_>>());
+    assert!(
+        dir.path().join("lonely.etcd").is_dir(),
+        "{:?}",
+        std::fs::read_dir(dir.path()).unwrap().collect::<Vec<_>>()
+    );
     drop(node);
 }

@@ -3,12 +3,13 @@
 //! - [`ctl`]: Debian's etcdctl; [`crate_client`]: the `etcd-client` crate; [`http`]: the HTTP endpoints;
 //! - [`life`]: start, identity, signals, files, flags; [`crash`]: kill -9 under load;
 //! - [`watch`]: what watchers are owed when compaction, starvation and the future get in the way;
-//! - [`hostile`]: bytes and connections that no client would send; [`load`]: memory and latency under too much;
+//! - [`hostile`], [`connections`]: requests and connections that no client would make; [`load`]: memory and latency under too much;
 //! - [`faults`]: a full disk, a log that nobody reads.
 //!
 //! Every test starts its own node on free loopback ports, waits for conditions, and is bounded in time.
 #![allow(clippy::unwrap_used)]
 
+mod connections;
 mod crash;
 mod crate_client;
 mod ctl;

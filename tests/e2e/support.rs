@@ -1,11 +1,11 @@
 //! What the tests of this suite share.
 
-use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use quorate_api::proto::etcdserverpb::{PutRequest, PutResponse, RangeRequest, RangeResponse};
 use quorate_kit::{Binary, Config, Node, Rpc};
 use tempfile::TempDir;
+use tokio::sync::{Mutex, MutexGuard};
 use tonic::Status;
 
 pub const PUT: &str = "/etcdserverpb.KV/Put";
@@ -36,22 +36,33 @@ pub fn start() -> Own {
 
 pub fn start_with(adjust: impl FnOnce(Config) -> Config) -> Own {
     let (config, dir) = config();
-    Own { node: Node::start(adjust(config)), dir }
+    Own {
+        node: Node::start(adjust(config)),
+        dir,
+    }
 }
 
 /// A flag that 3.4 knew under another name.
 pub fn experimental(binary: &Binary, flag: &str) -> String {
-    if binary.is_34() { format!("--experimental-{flag}") } else { format!("--{flag}") }
+    if binary.is_34() {
+        format!("--experimental-{flag}")
+    } else {
+        format!("--{flag}")
+    }
 }
 
 /// Tests that measure latency or memory take turns, or they would measure each other.
-pub fn alone() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+pub async fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::const_new(());
+    TURN.lock().await
 }
 
 pub async fn put(rpc: &Rpc, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Result<PutResponse, Status> {
-    let request = PutRequest { key: key.into().into(), value: value.into().into(), ..PutRequest::default() };
+    let request = PutRequest {
+        key: key.into().into(),
+        value: value.into().into(),
+        ..PutRequest::default()
+    };
     rpc.unary(PUT, &request).await
 }
 
@@ -61,14 +72,25 @@ pub async fn put_at(rpc: &Rpc, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>
 }
 
 pub async fn get(rpc: &Rpc, key: impl Into<Vec<u8>>) -> Result<RangeResponse, Status> {
-    rpc.unary(RANGE, &RangeRequest { key: key.into().into(), ..RangeRequest::default() }).await
+    rpc.unary(
+        RANGE,
+        &RangeRequest {
+            key: key.into().into(),
+            ..RangeRequest::default()
+        },
+    )
+    .await
 }
 
 /// Everything under `prefix`, which must not end in 0xFF.
 pub fn prefix(prefix: &str) -> RangeRequest {
     let mut end = prefix.as_bytes().to_vec();
     *end.last_mut().unwrap() += 1;
-    RangeRequest { key: prefix.as_bytes().to_vec().into(), range_end: end.into(), ..RangeRequest::default() }
+    RangeRequest {
+        key: prefix.as_bytes().to_vec().into(),
+        range_end: end.into(),
+        ..RangeRequest::default()
+    }
 }
 
 /// The node answers a write and a linearizable read on a new connection.
@@ -80,7 +102,9 @@ pub async fn assert_serves(node: &mut Node) {
         let got = get(&rpc, "still/here").await.unwrap();
         assert_eq!(got.kvs.len(), 1);
     };
-    tokio::time::timeout(Duration::from_secs(5), asked).await.expect("the node serves within 5 s");
+    tokio::time::timeout(Duration::from_secs(5), asked)
+        .await
+        .expect("the node serves within 5 s");
 }
 
 /// The value that `percent` of `samples` do not exceed.

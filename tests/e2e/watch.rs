@@ -2,25 +2,32 @@
 
 use std::time::Duration;
 
+use quorate_api::proto::etcdserverpb::request_op::Request as Op;
 use quorate_api::proto::etcdserverpb::watch_request::RequestUnion;
 use quorate_api::proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, WatchCreateRequest,
-    WatchProgressRequest, WatchRequest, WatchResponse,
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, RequestOp, TxnRequest,
+    TxnResponse, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
 use quorate_api::proto::mvccpb::event::EventType;
 use quorate_kit::Rpc;
 use quorate_kit::rpc::Bidi;
 
-use crate::support::{COMPACT, WATCH, experimental, put_at, start, start_with};
+use crate::support::{COMPACT, TXN, WATCH, assert_serves, experimental, put_at, start, start_with};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn create(key: &str, start_revision: i64) -> WatchCreateRequest {
-    WatchCreateRequest { key: key.as_bytes().to_vec().into(), start_revision, ..WatchCreateRequest::default() }
+    WatchCreateRequest {
+        key: key.as_bytes().to_vec().into(),
+        start_revision,
+        ..WatchCreateRequest::default()
+    }
 }
 
 fn request(create: WatchCreateRequest) -> WatchRequest {
-    WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
+    WatchRequest {
+        request_union: Some(RequestUnion::CreateRequest(create)),
+    }
 }
 
 async fn next(stream: &mut Bidi) -> WatchResponse {
@@ -28,11 +35,23 @@ async fn next(stream: &mut Bidi) -> WatchResponse {
 }
 
 async fn compact(rpc: &Rpc, revision: i64) {
-    let _: CompactionResponse = rpc.unary(COMPACT, &CompactionRequest { revision, physical: true }).await.unwrap();
+    let _: CompactionResponse = rpc
+        .unary(
+            COMPACT,
+            &CompactionRequest {
+                revision,
+                physical: true,
+            },
+        )
+        .await
+        .unwrap();
 }
 
 async fn delete(rpc: &Rpc, key: &str) -> i64 {
-    let request = DeleteRangeRequest { key: key.as_bytes().to_vec().into(), ..DeleteRangeRequest::default() };
+    let request = DeleteRangeRequest {
+        key: key.as_bytes().to_vec().into(),
+        ..DeleteRangeRequest::default()
+    };
     let gone: DeleteRangeResponse = rpc.unary("/etcdserverpb.KV/DeleteRange", &request).await.unwrap();
     gone.header.unwrap().revision
 }
@@ -57,7 +76,10 @@ async fn starved_watch_loses_nothing_silently() {
     loop {
         let answer = next(&mut stream).await;
         if answer.canceled {
-            assert!(answer.compact_revision > expected, "cancelled at {expected} by {answer:?}");
+            assert!(
+                answer.compact_revision > expected,
+                "cancelled at {expected} by {answer:?}"
+            );
             return;
         }
         for event in answer.events {
@@ -85,7 +107,13 @@ async fn compaction_on_delete_keeps_the_event() {
     assert!(next(&mut stream).await.created);
     let mut seen = Vec::new();
     while seen.len() < 2 {
-        seen.extend(next(&mut stream).await.events.into_iter().map(|e| (e.r#type(), e.kv.unwrap().mod_revision)));
+        seen.extend(
+            next(&mut stream)
+                .await
+                .events
+                .into_iter()
+                .map(|e| (e.r#type(), e.kv.unwrap().mod_revision)),
+        );
     }
     assert_eq!(seen, [(EventType::Put, put), (EventType::Delete, deleted)]);
     assert!(after > deleted);
@@ -104,7 +132,13 @@ async fn watch_at_compaction_revision_sees_delete() {
     assert!(next(&mut stream).await.created);
     let mut seen = Vec::new();
     while !seen.contains(&(EventType::Put, again)) {
-        seen.extend(next(&mut stream).await.events.into_iter().map(|e| (e.r#type(), e.kv.unwrap().mod_revision)));
+        seen.extend(
+            next(&mut stream)
+                .await
+                .events
+                .into_iter()
+                .map(|e| (e.r#type(), e.kv.unwrap().mod_revision)),
+        );
     }
     assert_eq!(seen, [(EventType::Delete, deleted), (EventType::Put, again)]);
 }
@@ -129,15 +163,72 @@ async fn future_watch_gets_no_notice() {
     assert!(next(&mut clock).await.created);
     for _ in 0..4 {
         let notice = next(&mut clock).await;
-        assert!(notice.events.is_empty() && notice.header.unwrap().revision == now, "not a notice");
+        assert!(
+            notice.events.is_empty() && notice.header.unwrap().revision == now,
+            "not a notice"
+        );
     }
-    let ask = WatchRequest { request_union: Some(RequestUnion::ProgressRequest(WatchProgressRequest {})) };
+    let ask = WatchRequest {
+        request_union: Some(RequestUnion::ProgressRequest(WatchProgressRequest {})),
+    };
     assert!(stream.send(&ask).await);
     for _ in 0..4 {
         next(&mut clock).await;
     }
     let heard = stream.next::<WatchResponse>(Duration::from_millis(100)).await;
-    assert!(heard.as_ref().is_err_and(quorate_kit::rpc::gave_up), "a watcher of the future heard {heard:?}");
+    assert!(
+        heard.as_ref().is_err_and(quorate_kit::rpc::gave_up),
+        "a watcher of the future heard {heard:?}"
+    );
+}
+
+/// E1: one transaction may write a key twice, through a delete with an open end, which no check of duplicates looks
+/// at. Compacted at that very revision, the key is what the transaction left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compaction_at_a_key_written_twice_keeps_the_last() {
+    let mut own = start();
+    let rpc = own.node.rpc();
+    put_at(&rpc, "a", "1").await;
+    let open_end = DeleteRangeRequest {
+        key: "a".into(),
+        range_end: b"\0".to_vec().into(),
+        prev_kv: false,
+    };
+    let again = PutRequest {
+        key: "a".into(),
+        value: "2".into(),
+        ..PutRequest::default()
+    };
+    let success = vec![
+        RequestOp {
+            request: Some(Op::RequestDeleteRange(open_end)),
+        },
+        RequestOp {
+            request: Some(Op::RequestPut(again)),
+        },
+    ];
+    let txn = TxnRequest {
+        success,
+        ..TxnRequest::default()
+    };
+    let twice: TxnResponse = rpc.unary(TXN, &txn).await.unwrap();
+    let twice = twice.header.unwrap().revision;
+    compact(&rpc, twice).await;
+
+    let mut live = create("a", 0);
+    live.prev_kv = true;
+    let mut stream = rpc.bidi(WATCH, &request(live)).await.unwrap();
+    assert!(next(&mut stream).await.created);
+    put_at(&rpc, "a", "3").await;
+    let event = next(&mut stream).await.events.remove(0);
+    let before = event.prev_kv.expect("the pair before is not compacted");
+    assert_eq!(
+        (before.value.as_ref(), before.version, before.mod_revision),
+        (b"2".as_slice(), 1, twice)
+    );
+    own.node.kill();
+    own.node.restart();
+    assert_serves(&mut own.node).await;
 }
 
 /// B15
@@ -153,7 +244,13 @@ async fn future_watch_gets_no_old_event() {
     }
     let mut seen = Vec::new();
     while seen.len() < 4 {
-        seen.extend(next(&mut stream).await.events.into_iter().map(|event| event.kv.unwrap().mod_revision));
+        seen.extend(
+            next(&mut stream)
+                .await
+                .events
+                .into_iter()
+                .map(|event| event.kv.unwrap().mod_revision),
+        );
     }
     assert_eq!(seen, [now + 5, now + 6, now + 7, now + 8]);
 }

@@ -161,6 +161,11 @@ pub mod transport {
     pub fn bad_message(why: impl std::fmt::Display) -> Status {
         Status::new(Code::Internal, format!("grpc: error unmarshalling request: {why}"))
     }
+
+    /// The same on a streaming call, where Go words it differently.
+    pub fn bad_stream_message(why: impl std::fmt::Display) -> Status {
+        Status::new(Code::Internal, format!("grpc: failed to unmarshal the received message: {why}"))
+    }
 }
 
 /// `cancel_reason` of watch responses. These are not stream errors.

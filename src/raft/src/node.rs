@@ -20,7 +20,7 @@ use quorate_store::{Applier, Store};
 use quorate_wal::Wal;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -38,6 +38,9 @@ const LEASE_SLICE: usize = 500;
 
 /// How often the log is looked at for what can be purged.
 const PURGE_SCAN: Duration = Duration::from_secs(1);
+
+/// Prepared log space that is kept for deletes, compaction and raft itself when the disk is full.
+const LOG_RESERVE: u64 = 4 << 20;
 
 /// Payload bytes after which the log is purged, however few entries they are.
 const PURGE_BYTES: u64 = 64 << 20;
@@ -71,6 +74,7 @@ pub struct Node {
     runtime: Mutex<Option<Runtime>>,
     raft: RaftHandle,
     wal: Wal,
+    log_space: Arc<AtomicBool>,
     store: Store,
     member: u64,
     proposer: Arc<Proposer>,
@@ -142,6 +146,7 @@ impl Node {
         let node = Arc::new(Self {
             runtime: Mutex::new(Some(runtime)),
             raft: raft.clone(),
+            log_space: wal.space(),
             wal,
             store,
             member,
@@ -234,6 +239,11 @@ impl Node {
     /// Position of the first entry that the log still holds.
     pub fn log_first(&self) -> u64 {
         self.wal.state().0.map_or(1, |purged| purged.index + 1)
+    }
+
+    /// The log has no room to spare and can't get more: what it still has is for what makes room.
+    pub fn is_log_full(&self) -> bool {
+        !self.log_space.load(Ordering::Relaxed) && self.wal.writable_bytes() < LOG_RESERVE
     }
 
     pub fn status(&self) -> RaftStatus {

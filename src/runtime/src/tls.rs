@@ -221,13 +221,11 @@ fn build(options: &ServerTlsOptions) -> Result<Generation, Error> {
         Some(verifier) => builder.with_client_cert_verifier(verifier),
         None => builder.with_no_client_auth(),
     };
-    let mut plain = builder
-        .with_single_cert(chain, key)
-        .map_err(|source| Error::Identity {
-            cert: options.cert_file.clone(),
-            key: options.key_file.clone(),
-            source,
-        })?;
+    let mut plain = builder.with_single_cert(chain, key).map_err(|source| Error::Identity {
+        cert: options.cert_file.clone(),
+        key: options.key_file.clone(),
+        source,
+    })?;
     plain.ticketer = aws_lc_rs::Ticketer::new().map_err(Error::Protocol)?;
     plain.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
     plain.send_tls13_tickets = 1;

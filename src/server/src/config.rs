@@ -72,6 +72,11 @@ pub struct Config {
     /// `--cert-file`, `--key-file`, `--trusted-ca-file`, `--client-cert-auth`
     pub client_tls: TlsFiles,
 
+    /// `--cors`: origins; none: any
+    pub cors: Option<Vec<String>>,
+    /// `--host-whitelist`: host names; none: any
+    pub host_whitelist: Option<Vec<String>>,
+
     /// `--quota-backend-bytes`; none: no quota
     pub quota_backend: Option<ByteSize>,
     /// `--max-request-bytes`

@@ -56,6 +56,17 @@ pub(crate) struct Stop {
     pub(crate) tasks: TaskTracker,
 }
 
+impl Stop {
+    /// For one connection. It asks at every turn, and all asking the same token would meet at its lock.
+    fn child(&self) -> Stop {
+        Stop {
+            drain: self.drain.child_token(),
+            kill: self.kill.child_token(),
+            tasks: self.tasks.clone(),
+        }
+    }
+}
+
 /// Holds connections back until the member can serve them. They are accepted and hear nothing.
 #[derive(Clone, Debug)]
 pub struct Gate(watch::Receiver<bool>);

@@ -2,6 +2,7 @@
 //! what every answer's header says.
 
 use crate::budget::Budget;
+use crate::metrics::counts::Counts;
 use quorate_api::proto::etcdserverpb::{AlarmType, ResponseHeader};
 use quorate_api::proto::quorate::AlarmSet;
 use quorate_api::{ClusterId, Error, MemberId, Revision, Status};
@@ -46,6 +47,7 @@ pub struct Member {
     pub store: Store,
     pub hub: Hub,
     pub limits: Limits,
+    pub counts: Arc<Counts>,
     /// Memory for answers that are being put together.
     pub memory: Budget,
     /// Selections that may be long run this many at a time, off the threads that serve.
@@ -54,11 +56,19 @@ pub struct Member {
 }
 
 impl Member {
-    pub fn new(id: MemberId, cluster: ClusterId, node: Arc<Node>, hub: Hub, limits: Limits, memory: Budget) -> Self {
+    pub fn new(
+        id: MemberId,
+        cluster: ClusterId,
+        node: Arc<Node>,
+        hub: Hub,
+        limits: Limits,
+        counts: Arc<Counts>,
+        memory: Budget,
+    ) -> Self {
         let store = node.store().clone();
         let large_reads = Arc::new(Semaphore::new(LARGE_READS));
         let raising_nospace = AtomicBool::new(false);
-        Self { id, cluster, node, store, hub, limits, memory, large_reads, raising_nospace }
+        Self { id, cluster, node, store, hub, limits, counts, memory, large_reads, raising_nospace }
     }
 
     /// A header that speaks of `revision`, with the term as it is now.
@@ -115,7 +125,7 @@ impl Member {
         if cost == 0 {
             return Ok(());
         }
-        if self.store.is_full() {
+        if self.store.is_full() || self.node.is_log_full() {
             return Err(Error::NoSpace.into());
         }
         let Some(quota) = self.limits.quota_bytes else { return Ok(()) };

@@ -40,8 +40,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_api::Status;
 
-pub use connection::Rpc;
 pub use call::{CallContext, PeerInfo, TlsPeer};
+pub use connection::Rpc;
 pub use method::{Kind, Method};
 pub use observe::{NoObserver, RpcObserver};
 pub use reply::{PieceFuture, Reply, ReplyBody};

@@ -16,7 +16,7 @@ use crate::config::{self, Config, Exit, Loaded, MetricsLevel, Url};
 use crate::http::{Cors, HostWhitelist, HttpService, NodeState, Ops};
 use crate::listen::{self, Binding, Gate, ListenLimits, ListenUrl, Server, Service, SocketOptions};
 use crate::member::{Limits, Member};
-use crate::metrics;
+use crate::metrics::{self, counts::Counts};
 use crate::rpc::{self, Rpc};
 use crate::state::State;
 use anyhow::{Context, anyhow};
@@ -123,6 +123,7 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
     let registry = Arc::new(Registry::new());
     let disk_metrics = Arc::new(metrics::disk::Disk::new(&registry, on_fatal.clone())?);
     let rpc_metrics = Arc::new(metrics::rpc::Rpc::new(&registry, config.metrics == MetricsLevel::Extensive)?);
+    let counts = Arc::new(Counts::new(&registry)?);
     let state = Arc::new(State::new(&registry)?);
     metrics::absent::register(&registry)?;
     let quota_bytes = config.quota_backend.map_or(0, |quota| quota.0);
@@ -139,8 +140,8 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
         let http = HttpService::client(
             ops.clone(),
             axum::Router::new(),
-            Cors::default(),
-            HostWhitelist::default(),
+            config.cors.clone().map_or(Cors::Any, |only| Cors::Only(only.into_iter().collect())),
+            config.host_whitelist.clone().map_or(HostWhitelist::Any, |only| HostWhitelist::Only(only.into_iter().collect())),
             message_bytes_max(config),
         );
         server.serve(binding, Service::client(rpc.clone(), Some(http), tls.clone(), gate.clone()));
@@ -150,7 +151,7 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let starting = {
         let (config, disk) = (config.clone(), disk_metrics);
-        runtime.spawn_blocking(move || start_member(&config, disk, on_fatal))
+        runtime.spawn_blocking(move || start_member(&config, disk, counts, on_fatal))
     };
     let (signal, reason) = (|signal: i32| Ok(Ended::Signal(signal)), |reason| Ok(Ended::Fatal(reason)));
     let (member, _data_dir) = match runtime.block_on(async {
@@ -201,6 +202,7 @@ mod libc_signal {
 fn start_member(
     config: &Config,
     disk: Arc<metrics::disk::Disk>,
+    counts: Arc<Counts>,
     on_fatal: Arc<dyn Fn(String) + Send + Sync>,
 ) -> anyhow::Result<(Arc<Member>, DataDir)> {
     let data_dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
@@ -220,7 +222,7 @@ fn start_member(
     };
 
     let hub: Arc<OnceLock<Hub>> = Arc::default();
-    let (store, applier) = open_store(&data_dir, disk.clone(), hub.clone())?;
+    let (store, applier) = open_store(&data_dir, disk.clone(), hub.clone(), counts.clone())?;
     if let Some(cluster) = store.cluster_id().filter(|cluster| *cluster != identity.cluster) {
         return Err(anyhow!(
             "{} holds data of cluster {cluster}, and this member is of cluster {}: the files in the data directory do \
@@ -242,7 +244,7 @@ fn start_member(
     let started = Hub::start(Arc::new(store), watch_options(config)).context("start the watch hub")?;
     let hub = hub.get_or_init(|| started).clone();
     let budget = Budget::new(ANSWER_BYTES);
-    let member = Arc::new(Member::new(identity.member, identity.cluster, node, hub, limits(config), budget));
+    let member = Arc::new(Member::new(identity.member, identity.cluster, node, hub, limits(config), counts, budget));
     tokio::runtime::Handle::current().block_on(introduce(&member, config, founded))?;
     Ok((member, data_dir))
 }
@@ -251,11 +253,12 @@ fn open_store(
     data_dir: &DataDir,
     disk: Arc<metrics::disk::Disk>,
     hub: Arc<OnceLock<Hub>>,
+    counts: Arc<Counts>,
 ) -> anyhow::Result<(Store, quorate_store::Applier)> {
     let mut options = quorate_store::Options::default();
     options.backend.observer = disk;
     let path = data_dir.store();
-    Store::open(&path, options, Box::new(ToHub(hub))).with_context(|| format!("open {}", path.display()))
+    Store::open(&path, options, Box::new(ToHub { hub, counts })).with_context(|| format!("open {}", path.display()))
 }
 
 fn open_wal(
@@ -280,11 +283,15 @@ fn open_wal(
 }
 
 /// Events from apply to the hub. None are missed for coming before the hub is there: watchers start from history.
-struct ToHub(Arc<OnceLock<Hub>>);
+struct ToHub {
+    hub: Arc<OnceLock<Hub>>,
+    counts: Arc<Counts>,
+}
 
 impl EventSink for ToHub {
     fn publish(&self, batches: Vec<Arc<EventBatch>>) {
-        if let Some(hub) = self.0.get() {
+        self.counts.applied(&batches);
+        if let Some(hub) = self.hub.get() {
             hub.publish(batches);
         }
     }

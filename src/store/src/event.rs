@@ -8,8 +8,8 @@ use quorate_api::Revision;
 pub struct Event {
     pub kind: EventKind,
     pub key: Bytes,
-    /// `mod_revision` of the version that the change replaced; `None` on creation and for a delete of nothing.
-    /// The pair itself is read on demand, since few watchers ask for it.
+    /// `mod_revision` of the pair that stood before the transaction, whatever the transaction itself wrote to the key
+    /// first; `None` on creation. The pair itself is read on demand, since few watchers ask for it.
     pub prev: Option<Revision>,
 }
 

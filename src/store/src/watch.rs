@@ -17,9 +17,9 @@
 //!   sends all of them there. Nobody is ever dropped for being slow.
 //!
 //! Invariants, per watcher: `next` only grows; every event in its range below `next` (and not below its start) has
-//! been put into the outbox, exactly once and in order; a batch is never cut between two responses except where the
-//! client asked for fragments; a progress notice carries a revision below `next` or one up to which the dispatcher
-//! has come, and travels in the same outbox, so that it can't promise what was not sent.
+//! been put into the outbox, exactly once and in order; a transaction is never cut between two responses unless the
+//! client takes fragments. Progress is told only of synced watchers, up to where the dispatcher has come and no less
+//! than what history has delivered, and travels in the same outbox: so it can't promise what was not sent.
 
 mod catch_up;
 mod dispatcher;
@@ -62,7 +62,10 @@ pub struct Options {
     /// What one stream may have waiting, in bytes of events and their overhead; beyond it its watchers fall behind.
     /// One response may exceed it alone.
     pub outbox_bytes_max: usize,
-    /// The same as a number of responses. Waiting events of one watcher share a response, so this also bounds how
+    /// What all streams together may have waiting. Beyond it a stream is full when it has [`STREAM_SHARE_BYTES`]. An
+    /// event that waits on several streams is counted on each, though it is in memory once.
+    pub outboxes_bytes_max: usize,
+    /// The same as `outbox_bytes_max` as a number of responses. Waiting events of one watcher share a response, so this also bounds how
     /// many watchers of a stream can have something waiting.
     pub outbox_responses_max: usize,
     /// Requests of one stream that are not answered yet, or whose answer was not taken yet, before
@@ -83,7 +86,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            outbox_bytes_max: 1 << 20,
+            outbox_bytes_max: 4 << 20,
+            outboxes_bytes_max: 64 << 20,
             outbox_responses_max: 4096,
             requests_max: 128,
             response_bytes: 256 << 10,
@@ -100,6 +104,7 @@ impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Options")
             .field("outbox_bytes_max", &self.outbox_bytes_max)
+            .field("outboxes_bytes_max", &self.outboxes_bytes_max)
             .field("outbox_responses_max", &self.outbox_responses_max)
             .field("requests_max", &self.requests_max)
             .field("fragment_bytes", &self.fragment_bytes)
@@ -107,6 +112,9 @@ impl fmt::Debug for Options {
             .finish_non_exhaustive()
     }
 }
+
+/// What a stream may have waiting even when all streams together have too much.
+pub const STREAM_SHARE_BYTES: usize = 64 << 10;
 
 /// Distinct revisions in one response: etcd's bound for watchers that catch up, kept for all.
 const REVISIONS_PER_RESPONSE: usize = 1000;

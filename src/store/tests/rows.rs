@@ -403,7 +403,8 @@ fn txn_delivers_each_event_once() {
     let want: [(&[u8], _); 4] = [
         (b"b", None),
         (b"a", Some(Revision(2))),
-        (b"b", Some(Revision(3))),
+        // What stood before the transaction, as etcd shows it.
+        (b"b", None),
         (b"c", None),
     ];
     assert_eq!(keys, want);

@@ -14,7 +14,10 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `size` members at the same time and waits until all of them serve. `adjust` sees each config first.
     pub fn start(binary: &Binary, dir: &Path, size: usize, adjust: impl Fn(Config) -> Config) -> Self {
-        assert!((1..=7).contains(&size), "a cluster has one to seven members, not {size}");
+        assert!(
+            (1..=7).contains(&size),
+            "a cluster has one to seven members, not {size}"
+        );
         let mut configs: Vec<Config> = (0..size)
             .map(|index| {
                 let mut config = Config::new(binary.clone(), dir);
@@ -22,7 +25,10 @@ impl Cluster {
                 adjust(config)
             })
             .collect();
-        let all: Vec<String> = configs.iter().map(|config| format!("{}={}", config.name, config.peer_url())).collect();
+        let all: Vec<String> = configs
+            .iter()
+            .map(|config| format!("{}={}", config.name, config.peer_url()))
+            .collect();
         for config in &mut configs {
             config.initial_cluster = all.join(",");
         }

@@ -1,18 +1,48 @@
 //! etcd's own command line, unmodified, as a client.
 
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::tls::{Material, Pair};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// An `etcdctl` with its endpoints and credentials.
 #[derive(Clone, Debug)]
 pub struct Etcdctl {
     program: PathBuf,
     arguments: Vec<String>,
+}
+
+/// A call that goes on, its output line by line. Killed when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Running {
+    /// The next `count` lines; fails the test when they do not come.
+    pub fn lines(&self, count: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        while lines.len() < count {
+            match self.lines.recv_timeout(LIMIT) {
+                Ok(line) => lines.push(line),
+                Err(why) => panic!("{count} lines were due, {why} after {lines:?}"),
+            }
+        }
+        lines
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // gone already is as good
+        let _ = self.child.wait();
+    }
 }
 
 /// What one call printed and how it ended.
@@ -25,7 +55,19 @@ pub struct Said {
 
 impl Etcdctl {
     pub fn new(endpoints: &str) -> Self {
-        Self { program: crate::binary::etcdctl(), arguments: vec![format!("--endpoints={endpoints}")] }
+        Self {
+            program: crate::binary::etcdctl(),
+            arguments: vec![format!("--endpoints={endpoints}")],
+        }
+    }
+
+    /// The same, with endpoints as plain `host:port`.
+    pub fn without_scheme(&self) -> Self {
+        let plain = |argument: &String| match argument.strip_prefix("--endpoints=") {
+            Some(list) => format!("--endpoints={}", list.replace("http://", "").replace("https://", "")),
+            None => argument.clone(),
+        };
+        Self { program: self.program.clone(), arguments: self.arguments.iter().map(plain).collect() }
     }
 
     /// Calls with the material's client certificate.
@@ -41,7 +83,7 @@ impl Etcdctl {
         self
     }
 
-    /// Runs to the end; a call that takes longer than 30 s is killed and fails the test.
+    /// Runs to the end; a call that takes longer than 20 s is killed and fails the test.
     pub fn call(&self, arguments: &[&str]) -> Said {
         self.call_with_input(arguments, "")
     }
@@ -82,8 +124,24 @@ impl Etcdctl {
         said.err
     }
 
-    /// Starts a call that goes on (watch, keep-alive). The caller ends it.
-    pub fn spawn(&self, arguments: &[&str]) -> Child {
+    /// Starts a call that goes on (watch, keep-alive).
+    pub fn follow(&self, arguments: &[&str]) -> Running {
+        let mut child = self.spawn(arguments);
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let (send, lines) = mpsc::channel();
+        // ends with the child, whose output it reads
+        std::thread::spawn(move || {
+            for line in out.lines() {
+                let Ok(line) = line else { return };
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Running { child, lines }
+    }
+
+    fn spawn(&self, arguments: &[&str]) -> Child {
         Command::new(&self.program)
             .args(&self.arguments)
             .args(arguments)
@@ -115,7 +173,10 @@ fn finish(child: Child, arguments: &[&str]) -> Said {
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
     done.store(true, std::sync::atomic::Ordering::Release);
     guard.thread().unpark();
-    assert!(!guard.join().unwrap(), "etcdctl {arguments:?} took longer than {LIMIT:?}");
+    assert!(
+        !guard.join().unwrap(),
+        "etcdctl {arguments:?} took longer than {LIMIT:?}"
+    );
     Said {
         ok: status.success(),
         out: String::from_utf8_lossy(&stdout).into_owned(),

@@ -16,7 +16,10 @@ pub struct Answer {
 
 impl Answer {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     pub fn text(&self) -> String {
@@ -55,7 +58,10 @@ pub fn request(
     let mut raw = Vec::new();
     stream.read_to_end(&mut raw)?;
     parse(&raw).ok_or_else(|| {
-        std::io::Error::other(format!("{method} {path}: not an HTTP answer: {:?}", String::from_utf8_lossy(&raw)))
+        std::io::Error::other(format!(
+            "{method} {path}: not an HTTP answer: {:?}",
+            String::from_utf8_lossy(&raw)
+        ))
     })
 }
 
@@ -69,7 +75,9 @@ fn parse(raw: &[u8]) -> Option<Answer> {
         .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
     let rest = &raw[end + 4..];
-    let chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
+    let chunked = headers
+        .iter()
+        .any(|(name, value)| name == "transfer-encoding" && value == "chunked");
     let body = if chunked { dechunk(rest)? } else { rest.to_vec() };
     Some(Answer { status, headers, body })
 }
@@ -95,8 +103,12 @@ mod tests {
     #[test]
     fn plain_and_chunked_bodies_are_read() {
         let plain = parse(b"HTTP/1.1 404 Not Found\r\nX-A: b\r\n\r\nno").unwrap();
-        assert_eq!((plain.status, plain.header("x-a"), plain.text().as_str()), (404, Some("b"), "no"));
-        let chunked = parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n").unwrap();
+        assert_eq!(
+            (plain.status, plain.header("x-a"), plain.text().as_str()),
+            (404, Some("b"), "no")
+        );
+        let chunked =
+            parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n").unwrap();
         assert_eq!(chunked.text(), "abc");
         assert_eq!(parse(b"garbage"), None);
     }

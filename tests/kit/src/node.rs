@@ -25,8 +25,11 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 const TAIL_BYTES: u64 = 6_000;
 /// 3.7's line, then what 3.4 says with its JSON and its text logger.
-const READY: [&str; 3] =
-    ["ready to serve client requests", "serving client traffic", "serving insecure client requests"];
+const READY: [&str; 3] = [
+    "ready to serve client requests",
+    "serving client traffic",
+    "serving insecure client requests",
+];
 
 /// How to start a node. Addresses stay the same over restarts.
 #[derive(Clone, Debug)]
@@ -160,7 +163,12 @@ impl Node {
     /// Starts without waiting.
     pub fn launch(config: Config) -> Self {
         std::fs::create_dir_all(&config.dir).unwrap();
-        let mut node = Self { config, child: None, log_start: 0, pipe: None };
+        let mut node = Self {
+            config,
+            child: None,
+            log_start: 0,
+            pipe: None,
+        };
         node.spawn();
         node
     }
@@ -180,7 +188,11 @@ impl Node {
 
     fn spawn(&mut self) {
         let config = &self.config;
-        let log = File::options().create(true).append(true).open(config.log_file()).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(config.log_file())
+            .unwrap();
         self.log_start = log.metadata().unwrap().len();
         let mut words = config.wrapper.clone();
         words.push(config.binary.path.clone().into_os_string());
@@ -203,7 +215,9 @@ impl Node {
                 command.stderr(stderr)
             }
         };
-        let child = command.spawn().unwrap_or_else(|error| panic!("start {:?}: {error}", words[0]));
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {:?}: {error}", words[0]));
         self.child = Some(child);
     }
 
@@ -229,7 +243,10 @@ impl Node {
         };
         until(&format!("{} to be healthy", self.config.name), limit, || {
             self.assert_alive();
-            http::get(address, "/health").ok().filter(|answer| answer.status == 200).map(|_| ())
+            http::get(address, "/health")
+                .ok()
+                .filter(|answer| answer.status == 200)
+                .map(|_| ())
         });
     }
 
@@ -295,7 +312,11 @@ impl Node {
     /// # Panics
     /// When the node is not running.
     pub fn pid(&self) -> Pid {
-        Pid::from_child(self.child.as_ref().unwrap_or_else(|| panic!("{} is not running", self.config.name)))
+        Pid::from_child(
+            self.child
+                .as_ref()
+                .unwrap_or_else(|| panic!("{} is not running", self.config.name)),
+        )
     }
 
     /// Fills the unread log pipe to the brim, so that whoever writes to it next waits for ever.
@@ -365,10 +386,15 @@ impl Node {
     }
 
     fn log_from(&self, offset: u64) -> String {
-        let Ok(mut file) = File::open(self.config.log_file()) else { return String::new() };
+        let Ok(mut file) = File::open(self.config.log_file()) else {
+            return String::new();
+        };
         let mut bytes = Vec::new();
-        let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_to_end(&mut bytes));
-        read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        let read = file
+            .seek(SeekFrom::Start(offset))
+            .and_then(|_| file.read_to_end(&mut bytes));
+        read.map(|_| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 }
 
@@ -386,7 +412,13 @@ impl Drop for Node {
                 Some(status) => format!("ended: {status}"),
                 None => "was running or stopped by the test".to_owned(),
             };
-            eprintln!("--- {} ({state}), end of its log:\n{}---", self.config.name, self.tail());
+            // not with `eprintln`: a closed stderr would make this a second panic, and that leaves processes behind
+            let _ = writeln!(
+                std::io::stderr(),
+                "--- {} ({state}), end of its log:\n{}---",
+                self.config.name,
+                self.tail()
+            );
         }
     }
 }

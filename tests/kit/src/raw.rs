@@ -34,7 +34,10 @@ pub struct Windows {
 
 impl Default for Windows {
     fn default() -> Self {
-        Self { stream: 1 << 20, connection: 4 << 20 }
+        Self {
+            stream: 1 << 20,
+            connection: 4 << 20,
+        }
     }
 }
 
@@ -57,7 +60,10 @@ impl Raw {
             .handshake::<_, Bytes>(stream)
             .await
             .map_err(std::io::Error::other)?;
-        Ok(Self { send, connection: tokio::spawn(connection) })
+        Ok(Self {
+            send,
+            connection: tokio::spawn(connection),
+        })
     }
 
     /// Sends a request whose body is exactly `body`, ends it, and reads to the end.
@@ -100,7 +106,10 @@ impl Drop for Raw {
 /// Reads an answer to its end, giving back the window as it goes.
 pub async fn finish(answer: ResponseFuture) -> Result<Ended, h2::Error> {
     let answer = answer.await?;
-    let mut ended = Ended { http_status: answer.status().as_u16(), ..Ended::default() };
+    let mut ended = Ended {
+        http_status: answer.status().as_u16(),
+        ..Ended::default()
+    };
     note_status(&mut ended, answer.headers());
     let mut body: RecvStream = answer.into_body();
     while let Some(data) = body.data().await {
@@ -115,7 +124,11 @@ pub async fn finish(answer: ResponseFuture) -> Result<Ended, h2::Error> {
 }
 
 fn note_status(ended: &mut Ended, headers: &http::HeaderMap) {
-    let text = |name: &str| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
     ended.grpc_status = text("grpc-status").or(ended.grpc_status.take());
     ended.grpc_message = text("grpc-message").or(ended.grpc_message.take());
 }

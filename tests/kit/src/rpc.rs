@@ -61,15 +61,14 @@ impl Rpc {
     }
 
     /// Every message of a server stream, and how it ended.
-    pub async fn collect<A: Message + Default>(
-        &self,
-        path: &str,
-        request: &impl Message,
-    ) -> Result<Vec<A>, Status> {
+    pub async fn collect<A: Message + Default>(&self, path: &str, request: &impl Message) -> Result<Vec<A>, Status> {
         let mut client = self.ready().await?;
         let request = Request::new(Bytes::from(request.encode_to_vec()));
         let call = async {
-            let mut answers = client.server_streaming(request, path_of(path), BytesCodec).await?.into_inner();
+            let mut answers = client
+                .server_streaming(request, path_of(path), BytesCodec)
+                .await?
+                .into_inner();
             let mut all = Vec::new();
             while let Some(answer) = answers.message().await? {
                 all.push(decode(path, answer)?);
@@ -82,7 +81,10 @@ impl Rpc {
     /// The answers of a server stream as they come; the caller may leave them unread.
     pub async fn server_stream(&self, path: &str, request: Bytes) -> Result<Streaming<Bytes>, Status> {
         let mut client = self.ready().await?;
-        Ok(client.server_streaming(Request::new(request), path_of(path), BytesCodec).await?.into_inner())
+        Ok(client
+            .server_streaming(Request::new(request), path_of(path), BytesCodec)
+            .await?
+            .into_inner())
     }
 
     /// Opens a stream in both directions. `first` goes out with the call, since some servers answer only then.
@@ -93,11 +95,19 @@ impl Rpc {
     pub async fn bidi_bytes(&self, path: &str, first: Bytes) -> Result<Bidi, Status> {
         let mut client = self.ready().await?;
         let (send, mut requests) = mpsc::channel(64);
-        send.send(first).await.map_err(|_| Status::internal("the request queue is closed"))?;
+        send.send(first)
+            .await
+            .map_err(|_| Status::internal("the request queue is closed"))?;
         let outgoing = stream::poll_fn(move |context| requests.poll_recv(context));
         let call = client.streaming(Request::new(outgoing), path_of(path), BytesCodec);
-        let answers = tokio::time::timeout(LIMIT, call).await.map_err(|_| too_late(path))??.into_inner();
-        Ok(Bidi { send: Some(send), answers })
+        let answers = tokio::time::timeout(LIMIT, call)
+            .await
+            .map_err(|_| too_late(path))??
+            .into_inner();
+        Ok(Bidi {
+            send: Some(send),
+            answers,
+        })
     }
 
     async fn ready(&self) -> Result<tonic::client::Grpc<Channel>, Status> {

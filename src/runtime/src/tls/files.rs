@@ -138,7 +138,11 @@ pub(super) fn revoked_serials(path: &Path) -> Result<HashSet<Vec<u8>>, FileError
             what: "revocation list",
             why: error.to_string(),
         })?;
-        serials.extend(parsed.iter_revoked_certificates().map(|revoked| serial(revoked.raw_serial())));
+        serials.extend(
+            parsed
+                .iter_revoked_certificates()
+                .map(|revoked| serial(revoked.raw_serial())),
+        );
     }
     Ok(serials)
 }

@@ -84,7 +84,10 @@ pub(super) fn provider(names: &[String]) -> Result<CryptoProvider, UnknownSuite>
     // Go's library has a second, older name for these.
     let names: Vec<String> = names
         .iter()
-        .map(|name| name.strip_suffix("_CHACHA20_POLY1305").map_or(name.clone(), |kx| format!("{kx}_CHACHA20_POLY1305_SHA256")))
+        .map(|name| {
+            name.strip_suffix("_CHACHA20_POLY1305")
+                .map_or(name.clone(), |kx| format!("{kx}_CHACHA20_POLY1305_SHA256"))
+        })
         .collect();
     if let Some(name) = names
         .iter()
@@ -140,8 +143,14 @@ mod tests {
     #[test]
     fn named_suites_narrow_tls12_only() {
         let one = "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256";
-        let suites = provider(&names(&[one, "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA"])).unwrap().cipher_suites;
-        let tls12: Vec<_> = suites.iter().filter(|suite| suite.tls13().is_none()).map(name).collect();
+        let suites = provider(&names(&[one, "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA"]))
+            .unwrap()
+            .cipher_suites;
+        let tls12: Vec<_> = suites
+            .iter()
+            .filter(|suite| suite.tls13().is_none())
+            .map(name)
+            .collect();
         assert_eq!(tls12, [one]);
         assert!(suites.iter().any(|suite| suite.tls13().is_some()));
         let old_name = provider(&names(&["TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305"])).unwrap();
@@ -151,7 +160,10 @@ mod tests {
     #[test]
     fn bad_suites_are_named() {
         let error = provider(&names(&["TLS_NOPE"])).unwrap_err().to_string();
-        assert!(error.contains("TLS_NOPE") && error.contains("TLS_AES_128_GCM_SHA256"), "{error}");
+        assert!(
+            error.contains("TLS_NOPE") && error.contains("TLS_AES_128_GCM_SHA256"),
+            "{error}"
+        );
         assert_eq!(
             provider(&names(&["TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA"])).unwrap_err(),
             UnknownSuite::NoneLeft

@@ -55,7 +55,11 @@ impl RuledVerifier {
     fn has_allowed_name(&self, certificate: &CertificateDer<'_>) -> Result<bool, rustls::Error> {
         if !self.hostnames.is_empty() {
             let parsed = ParsedCertificate::try_from(certificate)?;
-            if !self.hostnames.iter().any(|name| verify_server_name(&parsed, name).is_ok()) {
+            if !self
+                .hostnames
+                .iter()
+                .any(|name| verify_server_name(&parsed, name).is_ok())
+            {
                 return Ok(false);
             }
         }

@@ -94,6 +94,11 @@ fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
     M::decode(message).map_err(transport::bad_message)
 }
 
+/// [`decode`] for messages of a stream.
+fn decode_streamed<M: Message + Default>(message: Bytes) -> Result<M, Status> {
+    M::decode(message).map_err(transport::bad_stream_message)
+}
+
 fn reply(message: &impl Message) -> Result<Reply, Status> {
     Ok(Reply::Message(message.encode_to_vec().into()))
 }

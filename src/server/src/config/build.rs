@@ -59,6 +59,8 @@ pub(super) fn config(
             trusted_ca_file: path(settings, "trusted-ca-file"),
             client_cert_auth: settings.bool("client-cert-auth"),
         },
+        cors: only(&settings.text("cors")),
+        host_whitelist: only(&settings.text("host-whitelist")),
         quota_backend: quota(settings.int("quota-backend-bytes"), notices),
         max_request: max_request(settings.uint("max-request-bytes"), notices),
         max_txn_ops: usize::try_from(settings.uint("max-txn-ops")).unwrap_or(usize::MAX),
@@ -251,4 +253,10 @@ fn bad_log_level(settings: &Settings, level: &str) -> Exit {
     Exit::usage(&format!(
         "invalid value {level:?} for {owner}: unrecognized level: {level:?}, use debug, info, warn, error, dpanic, panic or fatal"
     ))
+}
+
+/// A comma-separated list of what is allowed; `*` and nothing at all allow everything.
+fn only(text: &str) -> Option<Vec<String>> {
+    let listed: Vec<String> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect();
+    (!listed.is_empty() && !listed.iter().any(|item| item == "*")).then_some(listed)
 }

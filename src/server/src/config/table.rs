@@ -217,8 +217,8 @@ pub(super) static TABLE: &[Flag] = &[
     flag(Security, NotYet, "cipher-suites", Kind::List, "", Same, "Comma-separated TLS 1.2 cipher suites. Empty: good ones."),
     flag(Security, NotYet, "tls-min-version", Kind::Text, "TLS1.2", Same, "Lowest TLS version: TLS1.2 or TLS1.3."),
     flag(Security, NotYet, "tls-max-version", Kind::Text, "", Same, "Highest TLS version. Empty: the highest there is."),
-    flag(Security, NotYet, "cors", Kind::Cors, "*", Same, "Comma-separated origins that browsers may call from. *: any."),
-    flag(Security, NotYet, "host-whitelist", Kind::Text, "*", Same, "Comma-separated host names accepted in plaintext HTTP. *: any."),
+    flag(Security, Full, "cors", Kind::Cors, "*", Same, "Comma-separated origins that browsers may call from. *: any."),
+    flag(Security, Full, "host-whitelist", Kind::Text, "*", Same, "Comma-separated host names accepted in plaintext HTTP. *: any."),
 
     flag(Auth, NotYet, "auth-token", Kind::Text, "simple", Same, "Kind of token: simple, or jwt with options."),
     flag(Auth, NotYet, "bcrypt-cost", Kind::Uint, "10", Same, "Cost of password hashes, 4 to 31."),

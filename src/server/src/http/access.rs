@@ -150,7 +150,10 @@ mod tests {
             assert_eq!(hosts.refused(&request(Method::GET, &[("host", good)])), None, "{good}");
         }
         for bad in ["evil.example", "good.example.evil", "", "[::2]:1"] {
-            assert!(hosts.refused(&request(Method::GET, &[("host", bad)])).is_some(), "{bad}");
+            assert!(
+                hosts.refused(&request(Method::GET, &[("host", bad)])).is_some(),
+                "{bad}"
+            );
         }
         assert_eq!(HostWhitelist::Any.refused(&request(Method::GET, &[])), None);
         let text = misdirected_text("evil.example\r\n<b>");

@@ -63,7 +63,13 @@ async fn run(check: Check, node: &dyn NodeState) -> Result<(), String> {
         Check::DataCorruption if node.alarms().contains(&Alarm::Corrupt) => Err("alarm activated: CORRUPT".to_owned()),
         Check::NonLearner if node.is_learner() => Err("not supported for learner".to_owned()),
         Check::DataCorruption | Check::NonLearner => Ok(()),
-        Check::SerializableRead => node.probe_serializable().await.map_err(|status| status.message.into_owned()),
-        Check::LinearizableRead => node.probe_linearizable().await.map_err(|status| status.message.into_owned()),
+        Check::SerializableRead => node
+            .probe_serializable()
+            .await
+            .map_err(|status| status.message.into_owned()),
+        Check::LinearizableRead => node
+            .probe_linearizable()
+            .await
+            .map_err(|status| status.message.into_owned()),
     }
 }

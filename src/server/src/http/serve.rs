@@ -46,7 +46,9 @@ impl Phase {
 
     fn bytes_arrived(&self) {
         // Bytes that arrive while a request is served are its body or the next request, whose turn comes later.
-        let _ = self.0.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self
+            .0
+            .compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     fn set(&self, phase: u8) {

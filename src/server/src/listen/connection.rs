@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use super::accept::Listener;
 use super::socket::{Rewind, Socket};
-use super::{Audience, Traffic};
+use super::{Audience, Stop, Traffic};
 use crate::rpc::{Api, PeerInfo, TlsPeer};
 use crate::{http, rpc};
 
@@ -55,9 +55,11 @@ enum Protocol {
 }
 
 pub(super) async fn run<A: Api>(listener: &Listener<A>, socket: Socket, address: Option<SocketAddr>) {
+    let stop = listener.stop.child();
     let result = tokio::select! {
-        () = listener.stop.kill.cancelled() => return,
-        result = serve(listener, socket, address) => result,
+        biased;
+        result = serve(listener, socket, address, &stop) => result,
+        () = stop.kill.cancelled() => return,
     };
     let Err(rejected) = result else { return };
     let remote = address.map_or_else(|| "@".to_owned(), |address| address.to_string());
@@ -83,18 +85,23 @@ pub(super) async fn run<A: Api>(listener: &Listener<A>, socket: Socket, address:
     }
 }
 
-async fn serve<A: Api>(listener: &Listener<A>, socket: Socket, address: Option<SocketAddr>) -> Result<(), Rejected> {
+async fn serve<A: Api>(
+    listener: &Listener<A>,
+    socket: Socket,
+    address: Option<SocketAddr>,
+    stop: &Stop,
+) -> Result<(), Rejected> {
     let mut gate = listener.service.gate.clone();
     tokio::select! {
         biased;
         () = gate.pass() => {}
-        () = listener.stop.drain.cancelled() => return Ok(()),
+        () = stop.drain.cancelled() => return Ok(()),
     }
     let opened = tokio::select! {
         biased;
         opened = open(listener, socket, address) => opened?,
         // Who is told to stop does not begin.
-        () = listener.stop.drain.cancelled() => return Ok(()),
+        () = stop.drain.cancelled() => return Ok(()),
     };
     match opened {
         Opened::Plain(io, protocol) => {
@@ -102,14 +109,14 @@ async fn serve<A: Api>(listener: &Listener<A>, socket: Socket, address: Option<S
                 addr: address,
                 tls: None,
             };
-            dispatch(listener, io, protocol, peer).await
+            dispatch(listener, io, protocol, peer, stop.clone()).await
         }
         Opened::Tls(io, protocol, tls) => {
             let peer = PeerInfo {
                 addr: address,
                 tls: Some(tls),
             };
-            dispatch(listener, io, protocol, peer).await
+            dispatch(listener, io, protocol, peer, stop.clone()).await
         }
     }
 }
@@ -120,7 +127,11 @@ enum Opened {
 }
 
 /// Everything that happens before we know who it is and what it speaks, under deadlines and counted as half-open.
-async fn open<A: Api>(listener: &Listener<A>, mut socket: Socket, address: Option<SocketAddr>) -> Result<Opened, Rejected> {
+async fn open<A: Api>(
+    listener: &Listener<A>,
+    mut socket: Socket,
+    address: Option<SocketAddr>,
+) -> Result<Opened, Rejected> {
     let limits = &listener.limits;
     let _turn = within(limits.handshake_deadline, "a turn", async {
         Ok(listener.half_open.enter(address.map(|address| address.ip())).await)
@@ -138,16 +149,24 @@ async fn open<A: Api>(listener: &Listener<A>, mut socket: Socket, address: Optio
             )
             .await?;
             let protocol = if offered_h2 { Protocol::Http2 } else { Protocol::Http1 };
-            let head = within(limits.header_deadline, "the request's head", sniff(&mut io, Bytes::new(), Some(protocol)))
-                .await?
-                .0;
+            let head = within(
+                limits.header_deadline,
+                "the request's head",
+                sniff(&mut io, Bytes::new(), Some(protocol)),
+            )
+            .await?
+            .0;
             Ok(Opened::Tls(Box::new(Rewind::new(head, io)), protocol, peer))
         }
         Some(_) if !listener.plaintext => Err(Rejected::NotTls),
         None if !listener.plaintext => Err(Rejected::NoTls),
         _ => {
-            let (head, protocol) =
-                within(limits.header_deadline, "the request's head", sniff(&mut socket, first, None)).await?;
+            let (head, protocol) = within(
+                limits.header_deadline,
+                "the request's head",
+                sniff(&mut socket, first, None),
+            )
+            .await?;
             Ok(Opened::Plain(Rewind::new(head, socket), protocol))
         }
     }
@@ -244,7 +263,10 @@ async fn handshake(
         Some(certificate) => {
             let identity = CertificateIdentity::of(certificate);
             // A resumed session is not verified again, and time has passed since it was.
-            if identity.as_ref().is_some_and(|identity| identity.is_expired(SystemTime::now())) {
+            if identity
+                .as_ref()
+                .is_some_and(|identity| identity.is_expired(SystemTime::now()))
+            {
                 return Err(Rejected::Expired);
             }
             TlsPeer {
@@ -256,13 +278,18 @@ async fn handshake(
     Ok((io, use_h2, peer))
 }
 
-async fn dispatch<A, S>(listener: &Listener<A>, io: S, protocol: Protocol, peer: PeerInfo) -> Result<(), Rejected>
+async fn dispatch<A, S>(
+    listener: &Listener<A>,
+    io: S,
+    protocol: Protocol,
+    peer: PeerInfo,
+    stop: Stop,
+) -> Result<(), Rejected>
 where
     A: Api,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = &listener.service;
-    let stop = listener.stop.clone();
     let is_tls = peer.tls.is_some();
     let peer = Arc::new(peer);
     match (protocol, &service.rpc, &service.http) {

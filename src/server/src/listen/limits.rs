@@ -157,7 +157,10 @@ mod tests {
             ..ListenLimits::default()
         }));
         let held = half_open.enter(address("2001:db8::1")).now_or_never().unwrap();
-        assert!(half_open.enter(address("2001:db8::2")).now_or_never().is_none(), "same network");
+        assert!(
+            half_open.enter(address("2001:db8::2")).now_or_never().is_none(),
+            "same network"
+        );
         assert_eq!(half_open.addresses(), 1);
         drop(held);
         assert_eq!(half_open.addresses(), 0);

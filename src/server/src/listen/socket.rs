@@ -6,9 +6,10 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -16,6 +17,8 @@ use super::url::{ListenUrl, Place};
 
 /// Connections that the kernel keeps for us while all slots are taken.
 const BACKLOG: i32 = 4096;
+/// Silence after which the kernel asks whether the peer is still there, and between its attempts.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// `--socket-reuse-port` and the like.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +122,9 @@ fn bind_tcp(place: &Place, host: &str, port: u16, options: SocketOptions) -> Res
     };
     match listen_tcp(address, options) {
         // No IPv6 on this machine.
-        Err(source) if host.is_empty() && source.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => {
+        Err(source)
+            if host.is_empty() && source.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
+        {
             listen_tcp(SocketAddr::from(([0, 0, 0, 0], port)), options).map_err(error)
         }
         other => other.map_err(error),
@@ -190,6 +195,7 @@ impl Binding {
                 // Answers are written whole, so waiting for more to send only costs time. It fails only on a connection
                 // that is already dead.
                 let _ = stream.set_nodelay(true);
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive());
                 Ok((Socket::Tcp(stream), Some(address)))
             }
             Listener::Unix { listener, .. } => {
@@ -198,6 +204,11 @@ impl Binding {
             }
         }
     }
+}
+
+/// Finds peers that vanished without a word, on connections where nothing else would.
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE)
 }
 
 /// An accepted connection.

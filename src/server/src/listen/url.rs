@@ -149,7 +149,15 @@ mod tests {
         assert!(matches!(parse("ftp://a:1"), UrlError::Scheme(_)));
         assert!(matches!(parse("http://a:1/x"), UrlError::Path(_)));
         assert!(matches!(parse("unix://"), UrlError::NoFile(_)));
-        for raw in ["http://a", "http://a:x", "http://a:70000", "http://::1:1", "http://a:", "http://u@a:1", "http://a:+1"] {
+        for raw in [
+            "http://a",
+            "http://a:x",
+            "http://a:70000",
+            "http://::1:1",
+            "http://a:",
+            "http://u@a:1",
+            "http://a:+1",
+        ] {
             assert!(matches!(parse(raw), UrlError::Address(_)), "{raw}");
         }
     }

@@ -8,6 +8,7 @@ pub fn register(registry: &Registry) -> Result<()> {
     let counters = [
         ("etcd_server_heartbeat_send_failures_total", "Leader heartbeats that were sent late."),
         ("etcd_server_learner_promote_successes", "Learners that were promoted while this member led."),
+        ("etcd_server_slow_apply_total", "Applies that took longer than --warning-apply-duration."),
         ("etcd_debugging_store_expires_total", "v2 keys that expired."),
         ("etcd_debugging_store_watch_requests_total", "v2 watch requests."),
         ("etcd_grpc_proxy_events_coalescing_total", "Events that the proxy sent as one."),

@@ -53,7 +53,10 @@ impl CallContext {
     /// The auth token: `token`, or `authorization` when that is absent, less an optional leading `Bearer `.
     /// A token that is no text cannot be valid and comes back as one that never is, rather than as none.
     pub fn token(&self) -> Option<&str> {
-        let raw = self.metadata.get("token").or_else(|| self.metadata.get("authorization"))?;
+        let raw = self
+            .metadata
+            .get("token")
+            .or_else(|| self.metadata.get("authorization"))?;
         let token = std::str::from_utf8(raw.as_bytes()).unwrap_or("\u{fffd}");
         Some(token.strip_prefix("Bearer ").unwrap_or(token))
     }
@@ -158,7 +161,10 @@ mod tests {
     #[test]
     fn invalid_utf8_header_cannot_reach_labels() {
         assert_eq!(call(&[]).client_api_version(), Ok(None));
-        assert_eq!(call(&[("client-api-version", b"3.7")]).client_api_version(), Ok(Some("3.7")));
+        assert_eq!(
+            call(&[("client-api-version", b"3.7")]).client_api_version(),
+            Ok(Some("3.7"))
+        );
         assert_eq!(
             call(&[("client-api-version", b"\xff\xfe")]).client_api_version(),
             Err(Error::InvalidClientApiVersion.into())

@@ -38,6 +38,11 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// What HTTP/2 queues for one stream before it says that there is no room.
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
+/// Bodies of one connection that may have a piece in memory at a time.
+const BODIES_MAX: usize = 8;
+/// What small DATA frames may cost that no handler has read yet, at 256 bytes each less what they carry. The library's
+/// default ends the connection of a client that opens two thousand watches at once.
+const SMALL_FRAMES_BUDGET: usize = 8 * 1024 * 1024;
 
 /// The handlers and limits that all connections share.
 pub struct Rpc<A> {
@@ -50,9 +55,7 @@ pub struct Rpc<A> {
 
 impl<A: Api> Rpc<A> {
     pub fn new(api: Arc<A>, observer: Arc<dyn RpcObserver>, limits: Limits) -> Arc<Self> {
-        let partial = Arc::new(Semaphore::new(
-            limits.partial_bytes_max.min(Semaphore::MAX_PERMITS),
-        ));
+        let partial = Arc::new(Semaphore::new(limits.partial_bytes_max.min(Semaphore::MAX_PERMITS)));
         Arc::new(Self {
             api,
             observer,
@@ -72,6 +75,7 @@ impl<A: Api> Rpc<A> {
             },
             unwritten: Arc::new(Semaphore::new(self.limits.unwritten_bytes_max)),
             unwritten_max: self.limits.unwritten_bytes_max,
+            bodies: Semaphore::new(BODIES_MAX),
             blocked_bytes: AtomicUsize::new(0),
             sent: AtomicBool::new(false),
         })
@@ -88,7 +92,8 @@ impl<A: Api> Rpc<A> {
             .max_pending_accept_reset_streams(limits.pending_resets_max)
             .max_concurrent_reset_streams(limits.pending_resets_max)
             .max_local_error_reset_streams(Some(1024))
-            .max_send_buffer_size(SEND_BUFFER_BYTES);
+            .max_send_buffer_size(SEND_BUFFER_BYTES)
+            .data_frame_budget(SMALL_FRAMES_BUDGET);
         builder
     }
 }
@@ -101,6 +106,8 @@ pub(crate) struct Conn {
     /// Bytes that may still be handed to HTTP/2; each goes back when it is written.
     unwritten: Arc<Semaphore>,
     unwritten_max: usize,
+    /// Bodies of which a piece is in memory and not yet handed to HTTP/2.
+    pub(crate) bodies: Semaphore,
     /// Replies that wait for the client.
     pub(crate) blocked_bytes: AtomicUsize,
     /// Something of a call was sent since the last turn.
@@ -139,7 +146,10 @@ enum Route {
 /// Decides what a request is, in the order in which Go's server looks at it.
 fn route(request: &mut Request<RecvStream>, conn: &Conn, has_http: bool) -> Route {
     let refuse = |http, status: &Status| Route::Refuse(Box::new(trailers::only(http, status)));
-    let content_type = request.headers().get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    let content_type = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .map_or(&b""[..], |value| value.as_bytes());
     if !is_grpc(content_type) {
         if has_http && !content_type.starts_with(b"application/grpc") {
             return Route::Http;
@@ -219,21 +229,28 @@ where
             draining = true;
             h2.graceful_shutdown();
         }
+        // Whether HTTP/2 may have something to read or to frame.
+        let mut stirred = true;
         loop {
-            let mut progress = false;
-            loop {
-                if conn.blocked_bytes.load(Ordering::Relaxed) > rpc.limits.unwritten_bytes_max {
-                    match h2.poll_closed(cx) {
-                        Poll::Ready(result) => return Poll::Ready(result),
-                        Poll::Pending => break,
-                    }
+            // A call that was started is polled before the next one is taken, so that the gate below sees its reply.
+            while let Poll::Ready(Some(())) = calls.poll_next_unpin(cx) {
+                stirred = true;
+            }
+            if !std::mem::take(&mut stirred) {
+                break;
+            }
+            let gated = conn.blocked_bytes.load(Ordering::Relaxed) > rpc.limits.unwritten_bytes_max;
+            if gated {
+                if let Poll::Ready(result) = h2.poll_closed(cx) {
+                    return Poll::Ready(result);
                 }
+            } else {
                 match h2.poll_accept(cx) {
-                    Poll::Pending => break,
+                    Poll::Pending => {}
                     Poll::Ready(None) => return Poll::Ready(Ok(())),
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                     Poll::Ready(Some(Ok((mut request, respond)))) => {
-                        progress = true;
+                        stirred = true;
                         match route(&mut request, &conn, http.is_some()) {
                             Route::Grpc(method, call) => {
                                 let (api, conn) = (Arc::clone(&rpc.api), Arc::clone(&conn));
@@ -250,19 +267,14 @@ where
                             Route::Http => {
                                 if let Some(http) = http.clone() {
                                     let conn = Arc::clone(&conn);
-                                    stop.tasks.spawn(crate::http::over_h2::serve(http, conn, request, respond));
+                                    stop.tasks
+                                        .spawn(crate::http::over_h2::serve(http, conn, request, respond));
                                 }
                             }
                             Route::Refuse(response) => refuse(respond, *response),
                         }
                     }
                 }
-            }
-            while let Poll::Ready(Some(())) = calls.poll_next_unpin(cx) {
-                progress = true;
-            }
-            if !progress {
-                break;
             }
         }
         let sent = conn.sent.swap(false, Ordering::Relaxed);

@@ -92,7 +92,11 @@ impl PingWatch {
             self.strikes = 0;
             return;
         }
-        let welcome = if self.active { self.interval_min } else { IDLE_PING_INTERVAL };
+        let welcome = if self.active {
+            self.interval_min
+        } else {
+            IDLE_PING_INTERVAL
+        };
         if since.is_some_and(|since| since < welcome) {
             self.strikes += 1;
         }

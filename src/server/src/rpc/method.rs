@@ -166,7 +166,11 @@ mod tests {
 
     #[test]
     fn kinds_are_those_of_the_service_definitions() {
-        let streams: Vec<_> = Method::ALL.iter().filter(|m| m.kind() != Kind::Unary).map(|m| m.name()).collect();
+        let streams: Vec<_> = Method::ALL
+            .iter()
+            .filter(|m| m.kind() != Kind::Unary)
+            .map(|m| m.name())
+            .collect();
         assert_eq!(
             streams,
             ["LeaseKeepAlive", "Watch", "RangeStream", "Snapshot", "Watch", "Observe"]

@@ -228,10 +228,7 @@ mod tests {
     #[test]
     fn segments_read_as_one_message_with_prefix() {
         assert_eq!(drain(sample()), b"\0\0\0\0\x09abcdefghi");
-        assert_eq!(
-            drain(Payload::message(Bytes::new().into()).unwrap()),
-            b"\0\0\0\0\0"
-        );
+        assert_eq!(drain(Payload::message(Bytes::new().into()).unwrap()), b"\0\0\0\0\0");
     }
 
     #[test]

@@ -71,7 +71,10 @@ impl Outgoing {
         let message = message.into();
         let len = message.len();
         if self.half.state.lock().mid_message {
-            return Err(Status::new(Code::Internal, "an earlier message of this call was sent in part only"));
+            return Err(Status::new(
+                Code::Internal,
+                "an earlier message of this call was sent in part only",
+            ));
         }
         let mut rest = Payload::message(message).map_err(|_| Status::new(Code::Internal, "reply is too long"))?;
         while rest.has_remaining() {
@@ -93,7 +96,12 @@ impl Outgoing {
 
     /// Tells the client that the call was accepted, ahead of the first message.
     pub fn send_head(&mut self) -> Result<(), Status> {
-        self.half.state.lock().open().map(|_| ()).map_err(|Gone| Error::CallerCanceled.into())
+        self.half
+            .state
+            .lock()
+            .open()
+            .map(|_| ())
+            .map_err(|Gone| Error::CallerCanceled.into())
     }
 
     async fn room(&self, want: usize) -> Result<usize, Status> {
@@ -163,9 +171,11 @@ impl SendHalf {
             Ok(stream) => poll_room(stream, cx, want),
             Err(gone) => Poll::Ready(Err(gone)),
         };
-        state.room_wanted = room.is_pending();
-        if let Poll::Ready(Err(Gone)) = room
-            && let Some(owner) = &state.owner
+        let waited = std::mem::replace(&mut state.room_wanted, room.is_pending());
+        // The owner has to act on a reset, and after a wait to watch for one again. Usually it is this very task.
+        if (waited || matches!(room, Poll::Ready(Err(Gone))))
+            && room.is_ready()
+            && let Some(owner) = state.owner.as_ref().filter(|owner| !owner.will_wake(cx.waker()))
         {
             owner.wake_by_ref();
         }

@@ -51,7 +51,9 @@ impl CallGuard {
 
 impl Drop for CallGuard {
     fn drop(&mut self) {
-        self.conn.observer.handled(self.method, self.code, self.started.elapsed());
+        self.conn
+            .observer
+            .handled(self.method, self.code, self.started.elapsed());
     }
 }
 
@@ -261,13 +263,19 @@ impl From<Gone> for SendError {
     }
 }
 
-pub(crate) async fn send_pieces(conn: &Conn, stream: &mut SendStream<Payload>, mut rest: Payload) -> Result<(), SendError> {
+pub(crate) async fn send_pieces(
+    conn: &Conn,
+    stream: &mut SendStream<Payload>,
+    mut rest: Payload,
+) -> Result<(), SendError> {
     while rest.has_remaining() {
         let want = rest.remaining();
         let room = std::future::poll_fn(|cx| poll_room(stream, cx, want)).await?;
         let piece = room.min(want).min(CHUNK_BYTES);
         let lease = conn.lease(piece).await.ok_or(Gone)?;
-        stream.send_data(rest.split_front(piece).leased(lease), false).map_err(|_| Gone)?;
+        stream
+            .send_data(rest.split_front(piece).leased(lease), false)
+            .map_err(|_| Gone)?;
         conn.note_sent();
     }
     Ok(())
@@ -284,6 +292,7 @@ async fn send_body(
     loop {
         // Ask for a piece only once the client can take some of it.
         std::future::poll_fn(|cx| poll_room(stream, cx, 1)).await?;
+        let _producing = conn.bodies.acquire().await.map_err(|_| Gone)?;
         let piece = match body.next().await {
             Some(Ok(piece)) => piece,
             Some(Err(status)) => return Err(SendError::Body(status.code)),

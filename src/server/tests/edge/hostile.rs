@@ -1,1 +1,248 @@
+//! Bytes that no honest client sends.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use quorate_server::rpc::Limits;
+use rand::rngs::StdRng;
+use rand::{Rng, RngCore, SeedableRng};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::kit::*;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+const ENHANCE_YOUR_CALM: u8 = 0xb;
+
+/// The header block of a gRPC request to Put, by HPACK's static table and literals.
+fn put_headers() -> Vec<u8> {
+    let mut block = vec![0x83, 0x86, 0x04, PUT.len() as u8];
+    block.extend_from_slice(PUT.as_bytes());
+    block.extend_from_slice(b"\x0f\x10\x10application/grpc");
+    block
+}
+
+fn h2_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    out.extend_from_slice(&[kind, flags]);
+    out.extend_from_slice(&stream.to_be_bytes());
+    out.extend_from_slice(payload);
+    out
+}
+
+/// The reason of the last GOAWAY in what the server sent, and its text.
+fn goaway(mut bytes: &[u8]) -> Option<(u8, Vec<u8>)> {
+    let mut found = None;
+    while bytes.len() >= 9 {
+        let len = u32::from_be_bytes([0, bytes[0], bytes[1], bytes[2]]) as usize;
+        if bytes.len() < 9 + len {
+            break;
+        }
+        if bytes[3] == 7 {
+            found = Some((bytes[16], bytes[17..9 + len].to_vec()));
+        }
+        bytes = &bytes[9 + len..];
+    }
+    found
+}
+
+/// Sends, and returns what came until the server closed, which it must.
+async fn closed_with(edge: &Edge, bytes: Vec<u8>) -> Vec<u8> {
+    let (mut read, mut write) = TcpStream::connect(edge.addr).await.unwrap().into_split();
+    let writing = tokio::spawn(async move {
+        // The server may close before all is written.
+        let _ = write.write_all(&bytes).await;
+        write
+    });
+    let (answer, closed) = read_until_closed(&mut read, Duration::from_secs(15)).await;
+    assert!(closed, "the connection was left open");
+    writing.abort();
+    answer
+}
+
+async fn is_alive(edge: &Edge) {
+    let client = h2(edge.addr).await;
+    assert_eq!(&call(&client, PUT, b"ex").await.message()[..], b"x");
+}
+
+/// A39
+#[tokio::test]
+async fn http2_rapid_reset_is_bounded() {
+    let edge = start();
+    let mut bytes = [PREFACE, SETTINGS].concat();
+    for i in 0..20_000u32 {
+        bytes.extend(h2_frame(1, 4, 2 * i + 1, &put_headers()));
+        bytes.extend(h2_frame(3, 0, 2 * i + 1, &[0, 0, 0, 8]));
+    }
+    let answer = closed_with(&edge, bytes).await;
+    if let Some((reason, _)) = goaway(&answer) {
+        assert_eq!(reason, ENHANCE_YOUR_CALM);
+    }
+    let started = edge.seen.started.load(Ordering::SeqCst);
+    assert!(started < 2000, "{started} handlers were started");
+    until("handlers to be gone", || edge.seen.running.load(Ordering::SeqCst) == 0).await;
+    is_alive(&edge).await;
+}
+
+/// E2
+#[tokio::test]
+async fn continuation_flood_is_cut_off() {
+    let edge = start();
+    let mut bytes = [PREFACE, SETTINGS].concat();
+    bytes.extend(h2_frame(1, 0, 1, &put_headers()));
+    // A literal header that never ends.
+    for _ in 0..2000 {
+        bytes.extend(h2_frame(
+            9,
+            0,
+            1,
+            &[b"\x00\x01a\x7f\xff\xff\xff\x07".as_slice(), &[b'x'; 16_000]].concat(),
+        ));
+    }
+    closed_with(&edge, bytes).await;
+    let mut empty = [PREFACE, SETTINGS].concat();
+    empty.extend(h2_frame(1, 0, 1, &put_headers()));
+    for _ in 0..100_000 {
+        empty.extend(h2_frame(9, 0, 1, b""));
+    }
+    closed_with(&edge, empty).await;
+    assert_eq!(edge.seen.started.load(Ordering::SeqCst), 0);
+    is_alive(&edge).await;
+}
+
+#[tokio::test]
+async fn a_client_that_pings_too_often_is_sent_away() {
+    let edge = start();
+    let mut bytes = [PREFACE, SETTINGS].concat();
+    for _ in 0..10 {
+        bytes.extend(h2_frame(6, 0, 0, b"12345678"));
+    }
+    let answer = closed_with(&edge, bytes).await;
+    assert_eq!(goaway(&answer), Some((ENHANCE_YOUR_CALM, b"too_many_pings".to_vec())));
+    is_alive(&edge).await;
+}
+
+/// A client that does not answer our pings is gone; one that does stays, however silent.
+#[tokio::test]
+async fn a_vanished_client_is_noticed() {
+    let setup = Setup {
+        rpc: Limits {
+            keepalive_interval: Some(Duration::from_millis(100)),
+            keepalive_timeout: Some(Duration::from_millis(200)),
+            ..Limits::default()
+        },
+        ..Setup::default()
+    };
+    let edge = setup.start();
+    let client = h2(edge.addr).await;
+    call(&client, PUT, b"ex").await;
+    let answer = closed_with(&edge, [PREFACE, SETTINGS].concat()).await;
+    // SETTINGS, and one PING that is no answer.
+    assert!(answer.windows(5).any(|window| window == [0, 0, 8, 6, 0]), "{answer:?}");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(&call(&client, PUT, b"ex").await.message()[..], b"x");
+}
+
+#[tokio::test]
+async fn oversized_headers_are_refused() {
+    let edge = start();
+    let client = h2(edge.addr).await;
+    let large = vec![b'x'; 100_000];
+    match soon(try_send(
+        &client,
+        with_header(request(PUT), "token", &large),
+        frame(b"e"),
+    ))
+    .await
+    {
+        Ok(answer) => assert_eq!(answer.http, 431),
+        Err(error) => assert!(error.is_reset() || error.is_go_away() || error.is_io(), "{error}"),
+    }
+    assert_eq!(edge.seen.started.load(Ordering::SeqCst), 0);
+    is_alive(&edge).await;
+}
+
+/// E8: a window above what the protocol allows is a protocol error.
+#[tokio::test]
+async fn an_oversized_window_is_an_error() {
+    let edge = start();
+    let mut bytes = [PREFACE, SETTINGS].concat();
+    bytes.extend(h2_frame(8, 0, 0, &[0x7f, 0xff, 0xff, 0xff]));
+    let answer = closed_with(&edge, bytes).await;
+    assert_eq!(goaway(&answer).map(|(reason, _)| reason), Some(3), "FLOW_CONTROL_ERROR");
+}
+
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+/// Frames that are well formed often enough to get past the first check.
+fn noise(random: &mut StdRng) -> Vec<u8> {
+    let mut out = Vec::new();
+    match random.random_range(0..5) {
+        0 => {}
+        1 => out.extend_from_slice(b"GET /health?exclude=%zz&\xff HTTP/1.1\r\nHost: x\r\n"),
+        2 => out.extend_from_slice(&[0x16, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3]),
+        3 => out.extend_from_slice(PREFACE),
+        _ => {
+            out.extend_from_slice(PREFACE);
+            out.extend_from_slice(SETTINGS);
+            for i in 0..random.random_range(1..30u32) {
+                let stream = if random.random_bool(0.8) {
+                    2 * i + 1
+                } else {
+                    random.random_range(0..60)
+                };
+                let mut payload = vec![0; random.random_range(0..40)];
+                random.fill_bytes(&mut payload);
+                match random.random_range(0..4) {
+                    0 => out.extend(h2_frame(random.random_range(0..11), random.random(), stream, &payload)),
+                    1 => out.extend(h2_frame(1, 4, stream, &[put_headers(), payload].concat())),
+                    _ => {
+                        out.extend(h2_frame(1, 4, stream, &put_headers()));
+                        // A message with a prefix that may lie.
+                        payload.splice(0..0, [0, 0, 0, 0, random.random_range(0..40)]);
+                        out.extend(h2_frame(0, random.random_range(0..2), stream, &payload));
+                    }
+                }
+            }
+        }
+    }
+    let mut tail = vec![0; random.random_range(0..300)];
+    random.fill_bytes(&mut tail);
+    out.extend(tail);
+    out
+}
+
+/// A44
+#[tokio::test]
+async fn any_request_bytes_never_panic() {
+    let seed: u64 = match std::env::var("QUORATE_SEED") {
+        Ok(seed) => seed.parse().unwrap(),
+        Err(_) => rand::rng().random(),
+    };
+    println!("QUORATE_SEED={seed}");
+    let default = std::panic::take_hook();
+    // Panics of tasks are caught by the runtime, so they are counted here.
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current()
+            .name()
+            .is_some_and(|name| name.contains("any_request_bytes_never_panic"))
+        {
+            PANICS.fetch_add(1, Ordering::SeqCst);
+        }
+        default(info);
+    }));
+    let edge = start();
+    let mut random = StdRng::seed_from_u64(seed);
+    for round in 0..300 {
+        let bytes = noise(&mut random);
+        let mut io = TcpStream::connect(edge.addr).await.unwrap();
+        // The server may close while we still write.
+        let _ = io.write_all(&bytes).await;
+        let _ = io.shutdown().await;
+        read_until_closed(&mut io, Duration::from_millis(20)).await;
+        assert_eq!(PANICS.load(Ordering::SeqCst), 0, "seed {seed}, round {round}");
+    }
+    is_alive(&edge).await;
+    assert_eq!(PANICS.load(Ordering::SeqCst), 0, "seed {seed}");
+}

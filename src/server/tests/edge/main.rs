@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod certificates;
+mod clients;
 mod flow;
 mod hostile;
 mod kit;

@@ -37,7 +37,10 @@ async fn health_is_etcds_to_the_byte() {
     edge.node.read_fails.store(true, Ordering::SeqCst);
     assert_eq!(reason("/health").await, "RANGE ERROR:etcdserver: request timed out");
     assert_eq!(reason("/health?serializable=true").await, "");
-    assert_eq!(reason("/health?serializable=1").await, "RANGE ERROR:etcdserver: request timed out");
+    assert_eq!(
+        reason("/health?serializable=1").await,
+        "RANGE ERROR:etcdserver: request timed out"
+    );
     edge.node.read_hangs.store(true, Ordering::SeqCst);
     assert_eq!(reason("/health").await, "RANGE ERROR:context deadline exceeded");
     edge.node.no_leader.store(true, Ordering::SeqCst);
@@ -122,7 +125,11 @@ async fn version_metrics_and_debug_are_served() {
     let vars: serde_json::Value = serde_json::from_str(split(&answer).1).unwrap();
     let keys: Vec<_> = vars.as_object().unwrap().keys().collect();
     assert_eq!(keys, ["cmdline", "file_descriptor_limit", "memstats", "raft.status"]);
-    assert_eq!(vars["cmdline"].as_array().unwrap().len(), 1, "arguments may hold secrets");
+    assert_eq!(
+        vars["cmdline"].as_array().unwrap().len(),
+        1,
+        "arguments may hold secrets"
+    );
 }
 
 #[tokio::test]
@@ -151,7 +158,12 @@ async fn wrong_methods_and_paths_are_refused_as_etcd_does() {
 #[tokio::test]
 async fn cors_headers_are_on_every_answer_of_the_client_port() {
     let edge = start();
-    for (method, target) in [("GET", "/health"), ("GET", "/nothing"), ("POST", "/health"), ("OPTIONS", "/x")] {
+    for (method, target) in [
+        ("GET", "/health"),
+        ("GET", "/nothing"),
+        ("POST", "/health"),
+        ("OPTIONS", "/x"),
+    ] {
         let answer = http1(edge.addr, method, target, "").await;
         let (head, body) = split(&answer);
         for header in [
@@ -179,17 +191,25 @@ async fn browsers_are_kept_out_by_origin_and_host() {
     let answer = http1(edge.addr, "POST", "/v3/kv/put", "Origin: http://evil.example:80\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
     let answer = http1(edge.addr, "GET", "/health", "Origin: http://evil.example:80\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 200") && !answer.contains("Access-Control"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && !answer.contains("Access-Control"),
+        "{answer}"
+    );
     let answer = http1(edge.addr, "POST", "/v3/kv/put", "Origin: http://page.example:80\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
-    assert!(answer.contains("Access-Control-Allow-Origin: http://page.example:80"), "{answer}");
+    assert!(
+        answer.contains("Access-Control-Allow-Origin: http://page.example:80"),
+        "{answer}"
+    );
     let bytes = b"GET /health HTTP/1.1\r\nHost: evil.example:2379\r\nConnection: close\r\n\r\n";
     let answer = String::from_utf8(raw(edge.addr, bytes, std::time::Duration::from_secs(10)).await).unwrap();
     let (head, body) = split(&answer);
     assert_plain(head, "421 Misdirected Request");
     assert!(!head.contains("Access-Control"), "{head}");
     assert!(
-        body.contains("evil.example") && body.contains("--host-whitelist \"evil.example\"") && body.contains("CVE-2018-5702"),
+        body.contains("evil.example")
+            && body.contains("--host-whitelist \"evil.example\"")
+            && body.contains("CVE-2018-5702"),
         "{body}"
     );
 }
@@ -197,7 +217,9 @@ async fn browsers_are_kept_out_by_origin_and_host() {
 #[tokio::test]
 async fn a_metrics_port_has_probes_and_nothing_else() {
     let node = std::sync::Arc::new(Node::default());
-    let binding = bind(&["http://127.0.0.1:0".parse().unwrap()], Default::default()).unwrap().remove(0);
+    let binding = bind(&["http://127.0.0.1:0".parse().unwrap()], Default::default())
+        .unwrap()
+        .remove(0);
     let addr = binding.local_addr().unwrap();
     let server = Server::new(Default::default());
     server.serve(binding, Service::metrics(HttpService::metrics(ops(&node)), None));
@@ -207,7 +229,10 @@ async fn a_metrics_port_has_probes_and_nothing_else() {
         assert!(!answer.contains("Access-Control"), "{answer}");
     }
     for target in ["/version", "/debug/vars", "/v3/kv/put"] {
-        assert!(http1(addr, "GET", target, "").await.starts_with("HTTP/1.1 404"), "{target}");
+        assert!(
+            http1(addr, "GET", target, "").await.starts_with("HTTP/1.1 404"),
+            "{target}"
+        );
     }
     assert!(server.shutdown(std::time::Duration::from_secs(1)).await);
 }
@@ -218,7 +243,9 @@ async fn keep_alive_serves_many_requests() {
     let edge = start();
     let mut io = tokio::net::TcpStream::connect(edge.addr).await.unwrap();
     for _ in 0..5 {
-        io.write_all(b"GET /health HTTP/1.1\r\nHost: edge\r\n\r\n").await.unwrap();
+        io.write_all(b"GET /health HTTP/1.1\r\nHost: edge\r\n\r\n")
+            .await
+            .unwrap();
         let mut text = String::new();
         let mut buffer = [0; 1024];
         while !text.ends_with("\"\"}") {

@@ -65,7 +65,9 @@ async fn unknown_methods_and_services_are_told_apart() {
     );
     assert_eq!(text("/nope.KV/Put").await, (12, "unknown service nope.KV".into()));
     assert_eq!(
-        text("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo").await.0,
+        text("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+            .await
+            .0,
         12
     );
     assert_eq!(text("/nope").await, (12, "malformed method name: \"/nope\"".into()));
@@ -135,12 +137,14 @@ async fn what_is_no_grpc_call_is_refused_by_http_status() {
     let answer = send(&client, get, Bytes::new()).await;
     assert_eq!(answer.http, 415);
     assert_eq!(answer.headers["content-type"], "application/grpc");
-    assert_eq!(
-        answer.status(),
-        (3, "invalid gRPC request content-type \"\"".into())
-    );
+    assert_eq!(answer.status(), (3, "invalid gRPC request content-type \"\"".into()));
     for kind in ["text/plain", "application/grpcx", "application/json"] {
-        let answer = send(&client, with_header(request(PUT), "content-type", kind.as_bytes()), frame(b"e")).await;
+        let answer = send(
+            &client,
+            with_header(request(PUT), "content-type", kind.as_bytes()),
+            frame(b"e"),
+        )
+        .await;
         assert_eq!(answer.http, 415);
         assert_eq!(
             answer.status(),
@@ -148,7 +152,12 @@ async fn what_is_no_grpc_call_is_refused_by_http_status() {
         );
     }
     for kind in ["application/grpc+proto", "application/grpc;charset=utf-8"] {
-        let answer = send(&client, with_header(request(PUT), "content-type", kind.as_bytes()), frame(b"ex")).await;
+        let answer = send(
+            &client,
+            with_header(request(PUT), "content-type", kind.as_bytes()),
+            frame(b"ex"),
+        )
+        .await;
         assert_eq!(&answer.message()[..], b"x");
     }
     let mut get = request(PUT);
@@ -157,7 +166,10 @@ async fn what_is_no_grpc_call_is_refused_by_http_status() {
     assert_eq!(answer.http, 405);
     assert_eq!(
         answer.status(),
-        (13, "Received a HEADERS frame with :method \"GET\" which should be POST".into())
+        (
+            13,
+            "Received a HEADERS frame with :method \"GET\" which should be POST".into()
+        )
     );
     let answer = send(&client, with_header(request(PUT), "grpc-timeout", b"S"), frame(b"e")).await;
     assert_eq!(answer.http, 400);
@@ -185,7 +197,12 @@ async fn a_deadline_ends_the_call_and_its_handler() {
     })
     .await;
     assert_eq!(edge.seen.handled(Code::DeadlineExceeded), 2);
-    let answer = send(&client, with_header(request(PUT), "grpc-timeout", b"99999999H"), frame(b"ex")).await;
+    let answer = send(
+        &client,
+        with_header(request(PUT), "grpc-timeout", b"99999999H"),
+        frame(b"ex"),
+    )
+    .await;
     assert_eq!(&answer.message()[..], b"x");
 }
 
@@ -194,9 +211,19 @@ async fn a_deadline_ends_the_call_and_its_handler() {
 async fn a_header_that_is_no_text_is_an_error() {
     let edge = start();
     let client = h2(edge.addr).await;
-    let answer = send(&client, with_header(request(PUT), "client-api-version", b"\xff\xfe"), frame(b"v")).await;
+    let answer = send(
+        &client,
+        with_header(request(PUT), "client-api-version", b"\xff\xfe"),
+        frame(b"v"),
+    )
+    .await;
     assert_eq!(answer.status(), (3, "etcdserver: invalid client api version".into()));
-    let answer = send(&client, with_header(request(PUT), "client-api-version", b"3.7"), frame(b"v")).await;
+    let answer = send(
+        &client,
+        with_header(request(PUT), "client-api-version", b"3.7"),
+        frame(b"v"),
+    )
+    .await;
     assert_eq!(&answer.message()[..], b"3.7");
 }
 

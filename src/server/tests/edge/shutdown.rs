@@ -1,1 +1,87 @@
+//! Shutdown: what was begun is finished, and there is an end.
 
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use quorate_server::listen::Gate;
+use tokio::net::TcpStream;
+
+use crate::kit::*;
+
+#[tokio::test]
+async fn accepted_calls_are_answered_on_stop() {
+    let edge = start();
+    let client = h2(edge.addr).await;
+    let slow = tokio::spawn({
+        let client = client.clone();
+        async move { call(&client, PUT, b"w300").await }
+    });
+    until("the call to run", || edge.seen.running.load(Ordering::SeqCst) == 1).await;
+    let began = Instant::now();
+    assert!(edge.server.shutdown(Duration::from_secs(5)).await);
+    assert!(began.elapsed() < Duration::from_secs(2));
+    assert_eq!(&slow.await.unwrap().message()[..], b"waited");
+    assert!(TcpStream::connect(edge.addr).await.is_err(), "the port is closed");
+    assert!(soon(try_send(&client, request(PUT), frame(b"ex"))).await.is_err());
+}
+
+/// E7
+#[tokio::test]
+async fn exit_has_a_deadline() {
+    let edge = start();
+    let mut kept = Vec::new();
+    for i in 0..50 {
+        let client = h2(edge.addr).await;
+        let mut ready = client.clone().ready().await.unwrap();
+        let (path, ask) = match i % 3 {
+            0 => (PUT, &b"h"[..]),
+            1 => (WATCH, &b"hang"[..]),
+            _ => (SNAPSHOT, &b"1000000 60000"[..]),
+        };
+        let (response, mut stream) = ready.send_request(request(path), false).unwrap();
+        stream.send_data(frame(ask), false).unwrap();
+        kept.push((client, response, stream));
+    }
+    // Some that never say anything, too.
+    let silent: Vec<_> = futures_util::future::join_all((0..10).map(|_| TcpStream::connect(edge.addr))).await;
+    until("handlers to run", || edge.seen.running.load(Ordering::SeqCst) == 50).await;
+    let began = Instant::now();
+    assert!(!edge.server.shutdown(Duration::from_millis(300)).await);
+    let took = began.elapsed();
+    assert!(took < Duration::from_millis(1500), "{took:?}");
+    until("handlers to be dropped", || {
+        edge.seen.running.load(Ordering::SeqCst) == 0
+    })
+    .await;
+    drop(silent);
+}
+
+#[tokio::test]
+async fn idle_connections_do_not_delay_the_end() {
+    let edge = start();
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let client = h2(edge.addr).await;
+        call(&client, PUT, b"ex").await;
+        clients.push(client);
+    }
+    let mut idle = TcpStream::connect(edge.addr).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut idle, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let began = Instant::now();
+    assert!(edge.server.shutdown(Duration::from_secs(5)).await);
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn a_member_that_never_got_ready_stops_at_once() {
+    let (_key, gate) = Gate::closed();
+    let setup = Setup {
+        gate,
+        ..Setup::default()
+    };
+    let edge = setup.start();
+    let _waiting = TcpStream::connect(edge.addr).await.unwrap();
+    assert!(edge.server.shutdown(Duration::from_secs(5)).await);
+}

@@ -90,7 +90,11 @@ async fn a_lost_connection_drops_all_handlers() {
     let mut kept = Vec::new();
     for i in 0..20 {
         let mut ready = client.clone().ready().await.unwrap();
-        let (path, ask) = if i % 2 == 0 { (PUT, &b"h"[..]) } else { (WATCH, &b"hang"[..]) };
+        let (path, ask) = if i % 2 == 0 {
+            (PUT, &b"h"[..])
+        } else {
+            (WATCH, &b"hang"[..])
+        };
         let (response, mut stream) = ready.send_request(request(path), false).unwrap();
         stream.send_data(frame(ask), false).unwrap();
         kept.push((response, stream));
@@ -98,6 +102,9 @@ async fn a_lost_connection_drops_all_handlers() {
     until("handlers to run", || edge.seen.running.load(Ordering::SeqCst) == 20).await;
     drop(kept);
     drop(client);
-    until("handlers to be dropped", || edge.seen.running.load(Ordering::SeqCst) == 0).await;
+    until("handlers to be dropped", || {
+        edge.seen.running.load(Ordering::SeqCst) == 0
+    })
+    .await;
     until("all to be counted", || edge.seen.handled(Code::Canceled) == 20).await;
 }

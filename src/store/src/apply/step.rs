@@ -281,6 +281,7 @@ impl<'s> Step<'s> {
         let prev_kv = old
             .filter(|_| request.prev_kv)
             .map(|old| self.unvalued(key.clone(), old));
+        let prev = old.and_then(|old| self.replaced(&key, Revision(old.main)));
         self.events.push(Event {
             kind: EventKind::Put {
                 create_revision: Revision(version.create),
@@ -289,9 +290,21 @@ impl<'s> Step<'s> {
                 value,
             },
             key,
-            prev: old.map(|old| Revision(old.main)),
+            prev: if version.create == id.main { None } else { prev },
         });
         Ok(pb::PutResponse { header: None, prev_kv })
+    }
+
+    /// What an event shows as replaced: the pair before this transaction, whatever the transaction itself put there.
+    fn replaced(&self, key: &[u8], old: Revision) -> Option<Revision> {
+        let own = self.revision + 1;
+        if old.0 < own {
+            return Some(old);
+        }
+        self.mvcc
+            .index
+            .before_revision(key, own)
+            .map(|before| Revision(before.main))
     }
 
     pub(super) fn delete_range(&mut self, request: &pb::DeleteRangeRequest) -> pb::DeleteRangeResponse {
@@ -308,6 +321,7 @@ impl<'s> Step<'s> {
     /// Deletes what exists of the range, and returns it if asked to: without values, those come later.
     fn delete(&mut self, range: &KeyRange, want_prev: bool) -> Vec<KeyValue> {
         let mut prev_kvs = Vec::new();
+        let first = self.events.len();
         let mut id = self.next_row();
         let mut from = Resume::Start;
         loop {
@@ -345,10 +359,22 @@ impl<'s> Step<'s> {
                         prev: Some(Revision(old.main)),
                     });
                 });
-            let Some(next) = next else { return prev_kvs };
+            let Some(next) = next else { break };
             from = next;
             self.let_readers_in();
         }
+        self.look_behind_own_writes(first);
+        prev_kvs
+    }
+
+    /// Corrects events, from the one at `first`, that seem to replace what this very transaction wrote.
+    fn look_behind_own_writes(&mut self, first: usize) {
+        let own = Revision(self.revision + 1);
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.iter_mut().skip(first).filter(|event| event.prev == Some(own)) {
+            event.prev = self.replaced(&event.key, own);
+        }
+        self.events = events;
     }
 
     /// A range inside of a transaction: the state after the operations before it, or an older one.

@@ -65,7 +65,7 @@ impl Index {
 
     fn record(&self, key: &[u8]) -> Option<&Record> {
         let (_, leaf) = self.leaf_of(key)?;
-        leaf.search(key).ok().map(|at| leaf.record(at))
+        leaf.find(key).map(|at| leaf.record(at))
     }
 
     fn leaf_of(&self, key: &[u8]) -> Option<(&[u8], &Leaf)> {
@@ -110,17 +110,18 @@ impl Index {
         }
     }
 
-    /// What the change at `row` replaced: nothing if the key did not exist, or if that version is compacted.
-    pub fn before(&self, key: &[u8], row: RowId) -> Option<Version> {
-        let older = self.versions(key).rev().find(|version| version.row() < row);
+    /// What stood before the transaction of `revision`: for a watcher, that is what a change in it replaced, even where
+    /// the transaction wrote the key more than once. Nothing if the key did not exist, or if that version is compacted.
+    pub fn before_revision(&self, key: &[u8], revision: i64) -> Option<Version> {
+        let older = self.versions(key).rev().find(|version| version.main < revision);
         older.and_then(Version::live)
     }
 
     /// Writes a key. Returns the new version and the one that it replaced.
     pub fn put(&mut self, key: &[u8], new: NewVersion) -> (Version, Option<Version>) {
         let leaf = self.leaf_of_mut(key);
-        let found = leaf.search(key);
-        let old = found.ok().and_then(|at| leaf.record(at).newest().live());
+        let found = leaf.find(key);
+        let old = found.and_then(|at| leaf.record(at).newest().live());
         let version = Version {
             main: new.id.main,
             sub: new.id.sub,
@@ -130,15 +131,17 @@ impl Index {
             lease: new.lease.unwrap_or_else(|| old.map_or(0, |old| old.lease)),
         };
         match found {
-            Ok(at) => leaf.record_mut(at).push(version),
-            Err(at) => self.insert(key, at, version),
+            Some(at) => leaf.record_mut(at).push(version),
+            None => self.insert(key, version),
         }
         self.live += usize::from(old.is_none());
         (version, old)
     }
 
-    fn insert(&mut self, key: &[u8], at: usize, version: Version) {
+    /// A key that is not there.
+    fn insert(&mut self, key: &[u8], version: Version) {
         let leaf = self.leaf_of_mut(key);
+        let at = leaf.lower_bound(key);
         leaf.insert(at, key, Record::new(version));
         if let Some(right) = leaf.split(at) {
             self.leaves.insert(right.key(0).into(), right);
@@ -149,11 +152,11 @@ impl Index {
     /// Takes in a version that was stored before, in ascending order of rows: how the index comes back at a start.
     pub fn restore(&mut self, key: &[u8], version: Version) {
         let leaf = self.leaf_of_mut(key);
-        let found = leaf.search(key);
-        let lived = found.is_ok_and(|at| !leaf.record(at).newest().is_tombstone());
+        let found = leaf.find(key);
+        let lived = found.is_some_and(|at| !leaf.record(at).newest().is_tombstone());
         match found {
-            Ok(at) => leaf.record_mut(at).push(version),
-            Err(at) => self.insert(key, at, version),
+            Some(at) => leaf.record_mut(at).push(version),
+            None => self.insert(key, version),
         }
         self.live = self.live + usize::from(!version.is_tombstone()) - usize::from(lived);
     }

@@ -1,6 +1,6 @@
 //! One page of the index: a run of neighbouring keys, packed, with their records.
 //!
-//! Keys lie end to end in one buffer, so a key costs its bytes and four more. Growth is in small exact steps: with a
+//! Keys lie end to end in one buffer, so a key costs its bytes and five more. Growth is in small exact steps: with a
 //! hundred thousand leaves, doubling would waste more than the records take.
 
 use super::version::Record;
@@ -16,6 +16,8 @@ pub(super) struct Leaf {
     keys: Vec<u8>,
     /// Where each key ends in `keys`.
     ends: Vec<u32>,
+    /// A byte of each key's hash: one cache line says where a key can be, a binary search would touch six.
+    tags: Vec<u8>,
     records: Vec<Record>,
 }
 
@@ -40,6 +42,13 @@ impl Leaf {
         &mut self.records[at]
     }
 
+    /// Position of exactly this key.
+    pub fn find(&self, key: &[u8]) -> Option<usize> {
+        let wanted = tag(key);
+        let candidates = self.tags.iter().enumerate().filter(|(_, tag)| **tag == wanted);
+        candidates.map(|(at, _)| at).find(|at| self.key(*at) == key)
+    }
+
     pub fn search(&self, key: &[u8]) -> Result<usize, usize> {
         let (mut low, mut high) = (0, self.len());
         while low < high {
@@ -62,6 +71,7 @@ impl Leaf {
         if self.records.len() == self.records.capacity() {
             self.records.reserve_exact(RECORDS_STEP);
             self.ends.reserve_exact(RECORDS_STEP);
+            self.tags.reserve_exact(RECORDS_STEP);
         }
         if self.keys.capacity() - self.keys.len() < key.len() {
             self.keys.reserve_exact(key.len().max(KEY_BYTES_STEP));
@@ -72,6 +82,7 @@ impl Leaf {
         if start < tail {
             self.keys[start..].rotate_right(key.len());
         }
+        self.tags.insert(at, tag(key));
         self.ends.insert(at, start as u32);
         for end in &mut self.ends[at..] {
             *end += key.len() as u32;
@@ -91,10 +102,12 @@ impl Leaf {
         let right = Leaf {
             keys: self.keys[start..].to_vec(),
             ends: self.ends[from..].iter().map(|end| end - start as u32).collect(),
+            tags: self.tags[from..].to_vec(),
             records: self.records.drain(from..).collect(),
         };
         self.keys.truncate(start);
         self.ends.truncate(from);
+        self.tags.truncate(from);
         self.shrink();
         Some(right)
     }
@@ -123,6 +136,7 @@ impl Leaf {
             let base = self.keys.len() as u32;
             self.keys.extend_from_slice(&next.keys);
             self.ends.extend(next.ends.iter().map(|end| end + base));
+            self.tags.append(&mut next.tags);
             self.records.append(&mut next.records);
             self.shrink();
         }
@@ -132,6 +146,7 @@ impl Leaf {
     fn shrink(&mut self) {
         self.keys.shrink_to(self.keys.len().next_multiple_of(KEY_BYTES_STEP));
         self.ends.shrink_to(self.ends.len().next_multiple_of(RECORDS_STEP));
+        self.tags.shrink_to(self.tags.len().next_multiple_of(RECORDS_STEP));
         self.records
             .shrink_to(self.records.len().next_multiple_of(RECORDS_STEP));
     }
@@ -141,7 +156,21 @@ impl Leaf {
         let records: usize = self.records.iter().map(Record::heap_bytes).sum();
         self.keys.capacity()
             + self.ends.capacity() * size_of::<u32>()
+            + self.tags.capacity()
             + self.records.capacity() * size_of::<Record>()
             + records
     }
+}
+
+/// Need not be strong: keys that collide are compared, 64 at most.
+fn tag(key: &[u8]) -> u8 {
+    let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    let (words, rest) = key.as_chunks::<8>();
+    let mut hash = words
+        .iter()
+        .fold(key.len() as u64, |hash, word| mix(hash, u64::from_le_bytes(*word)));
+    for byte in rest {
+        hash = mix(hash, u64::from(*byte));
+    }
+    (hash >> 32) as u8
 }

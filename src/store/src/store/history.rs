@@ -87,7 +87,10 @@ impl Shared {
                 prev.main >= mvcc.compacted || mvcc.index.get(key, mvcc.compacted).as_ref() == Some(prev)
             };
             prevs.extend(some.iter().map(|found| {
-                let prev = mvcc.index.before(&found.key, found.row);
+                let prev = match found.put {
+                    Some(put) if put.create == put.main => None,
+                    _ => mvcc.index.before_revision(&found.key, found.row.main),
+                };
                 prev.filter(|prev| kept(&found.key, prev))
                     .map(|prev| Revision(prev.main))
             }));

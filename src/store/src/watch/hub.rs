@@ -9,7 +9,7 @@ use crate::store::EventSink;
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub(super) struct Counters {
     pub(super) watchers: AtomicU64,
     pub(super) behind: AtomicU64,
     pub(super) events: AtomicU64,
+    /// Bytes in all outboxes.
+    pub(super) queued: Arc<AtomicUsize>,
 }
 
 /// Figures for metrics.
@@ -50,6 +52,8 @@ pub struct Stats {
     pub behind: u64,
     /// Events put into outboxes since the start, once for every watcher.
     pub events_total: u64,
+    /// Bytes that wait in outboxes; an event is counted on each stream that it waits on.
+    pub queued_bytes: usize,
 }
 
 impl Hub {
@@ -108,12 +112,14 @@ impl Hub {
             watchers,
             behind,
             events,
+            queued,
         } = &self.shared.counters;
         Stats {
             streams: streams.load(Ordering::Relaxed),
             watchers: watchers.load(Ordering::Relaxed),
             behind: behind.load(Ordering::Relaxed),
             events_total: events.load(Ordering::Relaxed),
+            queued_bytes: queued.load(Ordering::Relaxed),
         }
     }
 
@@ -226,12 +232,17 @@ impl Stepper {
         true
     }
 
-    /// Until nothing is left to do without anyone reading from a stream, or history stands in the way.
+    /// Until nothing is left to do unless somebody reads from a stream, or for a good while if history stands in the
+    /// way (it fails, or has not come as far as what was published).
     pub fn settle(&mut self) {
+        const ROUNDS_MAX: usize = 5_000;
         let mut idle = 0;
-        while idle < 2 {
+        for _ in 0..ROUNDS_MAX {
             let busy = self.dispatcher.turn(true) | self.read_history() | self.dispatcher.has_work();
             idle = if busy { 0 } else { idle + 1 };
+            if idle == 2 {
+                return;
+            }
         }
     }
 }

@@ -8,11 +8,12 @@
 
 use super::payload::Chunk;
 use super::response::{Events, Response};
-use super::{Options, REVISIONS_PER_RESPONSE};
+use super::{Options, REVISIONS_PER_RESPONSE, STREAM_SHARE_BYTES};
 use parking_lot::Mutex;
 use quorate_api::Revision;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 /// What one waiting response costs beside its events.
@@ -25,6 +26,9 @@ pub(super) struct Outbox {
     responses_max: usize,
     requests_max: usize,
     response_bytes: usize,
+    /// Bytes in all outboxes, and their bound.
+    total: Arc<AtomicUsize>,
+    total_max: usize,
 }
 
 #[derive(Debug, Default)]
@@ -84,7 +88,7 @@ pub(super) enum Popped {
 }
 
 impl Outbox {
-    pub(super) fn new(options: &Options) -> Self {
+    pub(super) fn new(options: &Options, total: Arc<AtomicUsize>) -> Self {
         let state = State {
             front: 1, // so that the default place is nowhere
             ..State::default()
@@ -95,6 +99,42 @@ impl Outbox {
             responses_max: options.outbox_responses_max,
             requests_max: options.requests_max,
             response_bytes: options.response_bytes,
+            total,
+            total_max: options.outboxes_bytes_max,
+        }
+    }
+
+    fn push(&self, state: &mut State, response: Response, bytes: usize, revisions: usize, answer: bool) -> Place {
+        if state.closed {
+            return Place::default();
+        }
+        let place = Place(state.front + state.queue.len() as u64);
+        self.add(state, bytes + RESPONSE_OVERHEAD);
+        state.queue.push_back(Queued {
+            response,
+            bytes,
+            revisions,
+            answer,
+        });
+        place
+    }
+
+    fn add(&self, state: &mut State, bytes: usize) {
+        state.bytes += bytes;
+        self.total.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn subtract(&self, state: &mut State, bytes: usize) {
+        state.bytes -= bytes;
+        self.total.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// How many bytes may wait here, as things stand.
+    fn bytes_max(&self) -> usize {
+        if self.total.load(Ordering::Relaxed) < self.total_max {
+            self.bytes_max
+        } else {
+            self.bytes_max.min(STREAM_SHARE_BYTES)
         }
     }
 
@@ -114,18 +154,18 @@ impl Outbox {
 
     /// The answer to a request.
     pub(super) fn answer(&self, response: Response) {
-        self.state.lock().push(response, 0, 0, true);
+        self.push(&mut self.state.lock(), response, 0, 0, true);
     }
 
     /// An answer that vouches for everything up to its revision.
     pub(super) fn answer_progress(&self, response: Response) {
         let mut state = self.state.lock();
-        state.barrier = state.push(response, 0, 0, true).0 + 1;
+        state.barrier = self.push(&mut state, response, 0, 0, true).0 + 1;
     }
 
     /// The end of a watcher: at most one for each, so there is always room.
     pub(super) fn obituary(&self, response: Response) {
-        self.state.lock().push(response, 0, 0, false);
+        self.push(&mut self.state.lock(), response, 0, 0, false);
     }
 
     /// A progress notice nobody asked for. Without room there is none: the client is not that far.
@@ -134,7 +174,7 @@ impl Outbox {
         if self.is_full(&state) {
             return Err(Full);
         }
-        state.push(response, 0, 0, false);
+        self.push(&mut state, response, 0, 0, false);
         Ok(())
     }
 
@@ -154,12 +194,9 @@ impl Outbox {
         if state.closed {
             return Ok(Place::default());
         }
-        if state.bytes > 0 && state.bytes + bytes + RESPONSE_OVERHEAD > self.bytes_max {
-            state.stall(
-                self.bytes_max
-                    .saturating_sub(bytes + RESPONSE_OVERHEAD)
-                    .min(self.bytes_max / 2),
-            );
+        let (max, cost) = (self.bytes_max(), bytes + RESPONSE_OVERHEAD);
+        if state.bytes > 0 && state.bytes + cost > max {
+            state.stall((max / 2).min(max.saturating_sub(cost)));
             return Err(Full);
         }
         if join.0 >= state.front.max(state.barrier) {
@@ -173,12 +210,12 @@ impl Outbox {
                 queued.response.revision = queued.response.revision.max(header);
                 queued.bytes += bytes;
                 queued.revisions += chunk.revisions;
-                state.bytes += bytes;
+                self.add(state, bytes);
                 return Ok(join);
             }
         }
         if state.queue.len() >= self.responses_max {
-            state.stall(self.bytes_max / 2);
+            state.stall(max / 2);
             return Err(Full);
         }
         let response = Response {
@@ -187,7 +224,7 @@ impl Outbox {
             events: Events::new(Arc::clone(chunk), with_prev, may_split),
             ..Response::default()
         };
-        Ok(state.push(response, bytes, chunk.revisions, false))
+        Ok(self.push(state, response, bytes, chunk.revisions, false))
     }
 
     /// Is it worth fetching events for this stream? If not, the outbox tells when it is.
@@ -195,13 +232,13 @@ impl Outbox {
         let mut state = self.state.lock();
         let full = self.is_full(&state);
         if full {
-            state.stall(self.bytes_max / 2);
+            state.stall(self.bytes_max() / 2);
         }
         !full
     }
 
     fn is_full(&self, state: &State) -> bool {
-        state.bytes >= self.bytes_max || state.queue.len() >= self.responses_max
+        state.bytes >= self.bytes_max() || state.queue.len() >= self.responses_max
     }
 
     pub(super) fn pop(&self) -> Popped {
@@ -214,7 +251,7 @@ impl Outbox {
             return if state.ended { Popped::Ended } else { Popped::Empty };
         };
         state.front += 1;
-        state.bytes -= queued.bytes + RESPONSE_OVERHEAD;
+        self.subtract(state, queued.bytes + RESPONSE_OVERHEAD);
         if queued.answer {
             state.owed = state.owed.saturating_sub(1);
             state.requester.take().inspect(Waker::wake_by_ref);
@@ -269,7 +306,8 @@ impl Outbox {
         state.closed = true;
         let queue = std::mem::take(&mut state.queue);
         state.front += queue.len() as u64;
-        state.bytes = 0;
+        let bytes = state.bytes;
+        self.subtract(&mut state, bytes);
         drop(state);
         drop(queue); // may free a lot: not under the lock
     }
@@ -290,21 +328,6 @@ impl Outbox {
 }
 
 impl State {
-    fn push(&mut self, response: Response, bytes: usize, revisions: usize, answer: bool) -> Place {
-        if self.closed {
-            return Place::default();
-        }
-        let place = Place(self.front + self.queue.len() as u64);
-        self.bytes += bytes + RESPONSE_OVERHEAD;
-        self.queue.push_back(Queued {
-            response,
-            bytes,
-            revisions,
-            answer,
-        });
-        place
-    }
-
     fn stall(&mut self, below: usize) {
         self.stalled = Some(self.stalled.map_or(below, |other| other.min(below)));
     }

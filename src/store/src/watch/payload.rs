@@ -2,7 +2,7 @@
 
 use super::history::{History, HistoryError};
 use crate::event::{Event, EventBatch, EventKind};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use prost::encoding::message;
 use quorate_api::Revision;
 use quorate_api::proto::mvccpb;
@@ -113,9 +113,9 @@ impl Change {
 
     fn encode(&self, with_prev: bool) -> Bytes {
         let event = self.to_message(with_prev);
-        let mut bytes = BytesMut::with_capacity(message::encoded_len(EVENTS_FIELD, &event));
+        let mut bytes = Vec::with_capacity(message::encoded_len(EVENTS_FIELD, &event));
         message::encode(EVENTS_FIELD, &event, &mut bytes);
-        bytes.freeze()
+        bytes.into()
     }
 
     fn size(&self) -> usize {

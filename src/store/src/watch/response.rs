@@ -2,7 +2,7 @@
 //! events.
 
 use super::payload::{Change, Chunk};
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use prost::Message;
 use quorate_api::Revision;
 use quorate_api::proto::etcdserverpb as pb;
@@ -158,12 +158,12 @@ impl Response {
 
     /// Appends the message as gRPC frames it: one byte "not compressed", the length as 4 bytes, the message.
     pub fn encode_grpc(&self, header: &Header, out: &mut Segments) {
-        let head = self.head(header);
-        let len = head.encoded_len() + self.events_encoded_len();
-        let len = u32::try_from(len).unwrap_or(u32::MAX); // no transaction comes near 4 GiB
-        out.put_small(&[0]);
-        out.put_small(&len.to_be_bytes());
-        out.put_message(&head);
+        let prefix = out.tail.len();
+        out.put_small(&[0; 5]);
+        let head = out.put_message(&self.head(header));
+        // No transaction comes near 4 GiB.
+        let len = u32::try_from(head + self.events_encoded_len()).unwrap_or(u32::MAX);
+        out.tail[prefix + 1..prefix + 5].copy_from_slice(&len.to_be_bytes());
         self.encode_events(out);
     }
 
@@ -173,18 +173,20 @@ impl Response {
         }
     }
 
-    /// Splits at event boundaries so that each piece stays below `limit` bytes if possible; calls `piece` for each.
-    /// A response that is small enough, has one event, or whose client takes no fragments is one piece.
+    /// Is it too large for a client that takes fragments?
+    pub(super) fn must_split(&self, limit: usize) -> bool {
+        self.events.may_split && self.events.len() > 1 && self.head_max() + self.events_encoded_len() >= limit
+    }
+
+    /// What comes before the events, at most: the server's part of the header is not known here.
+    fn head_max(&self) -> usize {
+        const IDS_AND_TERM_MAX: usize = 33;
+        self.head(&Header::default()).encoded_len() + IDS_AND_TERM_MAX
+    }
+
+    /// Splits at event boundaries, so that each piece stays below `limit` if possible; calls `piece` for each.
     pub(super) fn split(self, limit: usize, mut piece: impl FnMut(Response)) {
-        // What the header may need at most: three varints, since ids and term are the server's and not known here.
-        const HEADER_MAX: usize = 48;
-        if !self.events.may_split || self.events.len() < 2 {
-            return piece(self);
-        }
-        let head = self.head(&Header::default()).encoded_len() + HEADER_MAX;
-        if head + self.events_encoded_len() < limit {
-            return piece(self);
-        }
+        let head = self.head_max();
         let with_prev = self.events.with_prev;
         let mut pieces = Vec::new();
         let (mut changes, mut size) = (Vec::new(), head);
@@ -216,7 +218,7 @@ impl Response {
 #[derive(Debug, Default)]
 pub struct Segments {
     done: Vec<Bytes>,
-    tail: BytesMut,
+    tail: Vec<u8>, // not `BytesMut`: single bytes, of which heads are made, go into a vector much faster
     len: usize,
 }
 
@@ -242,29 +244,33 @@ impl Segments {
         self.tail.extend_from_slice(bytes);
     }
 
-    fn put_message(&mut self, message: &pb::WatchResponse) {
+    /// Returns the message's length.
+    fn put_message(&mut self, message: &pb::WatchResponse) -> usize {
         let before = self.tail.len();
-        self.tail.reserve(message.encoded_len());
-        message.encode_raw(&mut self.tail); // can not run out of room: the buffer grows
-        self.len += self.tail.len() - before;
+        message.encode_raw(&mut self.tail); // can not run out of room: a vector grows
+        let len = self.tail.len() - before;
+        self.len += len;
+        len
     }
 
     fn put_shared(&mut self, bytes: &Bytes) {
         if bytes.len() < Self::SHARE_FROM {
             return self.put_small(bytes);
         }
-        if self.tail.has_remaining() {
-            self.done.push(self.tail.split().freeze());
-        }
+        self.end_tail();
         self.len += bytes.len();
         self.done.push(bytes.clone());
     }
 
+    fn end_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.done.push(std::mem::take(&mut self.tail).into());
+        }
+    }
+
     /// The segments in order; leaves this empty for the next use.
     pub fn take(&mut self) -> Vec<Bytes> {
-        if self.tail.has_remaining() {
-            self.done.push(self.tail.split().freeze());
-        }
+        self.end_tail();
         self.len = 0;
         std::mem::take(&mut self.done)
     }

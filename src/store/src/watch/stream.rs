@@ -25,7 +25,7 @@ pub struct WatchStream {
 
 impl WatchStream {
     pub(super) fn open(shared: &Arc<Shared>) -> Self {
-        let outbox = Arc::new(Outbox::new(&shared.options));
+        let outbox = Arc::new(Outbox::new(&shared.options, Arc::clone(&shared.counters.queued)));
         Self {
             shared: Arc::clone(shared),
             id: shared.inbox.open(Arc::clone(&outbox)),
@@ -90,7 +90,11 @@ impl WatchStream {
         if drained {
             self.shared.inbox.request(Request::Drained(self.id));
         }
-        response.split(self.shared.options.fragment_bytes, |piece| self.pieces.push_back(piece));
+        let limit = self.shared.options.fragment_bytes;
+        if !response.must_split(limit) {
+            return Some(response);
+        }
+        response.split(limit, |piece| self.pieces.push_back(piece));
         self.pieces.pop_front()
     }
 

@@ -282,11 +282,12 @@ impl Naive {
                 pair.lease = old.lease;
             }
         }
+        let created = pair.create_revision == main;
         self.changes.push(Change {
             main,
             key: put.key.clone(),
             pair: Some(pair),
-            prev: old.as_ref().map(|old| old.mod_revision),
+            prev: self.before(&put.key).filter(|_| !created),
         });
         pb::PutResponse {
             header: None,
@@ -294,13 +295,17 @@ impl Naive {
         }
     }
 
+    /// What a watcher is shown as replaced: the pair before the transaction.
+    fn before(&self, key: &Bytes) -> Option<i64> {
+        self.state(self.revision).get(key).map(|pair| pair.mod_revision)
+    }
+
     fn remove(&mut self, key: Bytes) {
-        let prev = self.get(&key).map(|old| old.mod_revision);
         self.changes.push(Change {
             main: self.revision + 1,
+            prev: self.before(&key),
             key,
             pair: None,
-            prev,
         });
     }
 

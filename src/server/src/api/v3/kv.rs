@@ -48,6 +48,9 @@ pub async fn txn(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Statu
     member.check_size(size)?;
     let outcome = member.propose(&Command::Txn(request)).await?;
     let Reply::Txn(mut response) = outcome.result? else { return Err(mismatched()) };
+    if response.responses.len() > 1 {
+        member.counts.txns.inc();
+    }
     response.header = Some(member.header(outcome.revision));
     reply(&response)
 }

@@ -1,6 +1,6 @@
 //! Leases. Their existence is replicated; their deadlines are the leader's, kept by its lessor.
 
-use super::{decode, mismatched, reply};
+use super::{decode, decode_streamed, mismatched, reply};
 use crate::member::Member;
 use crate::rpc::{Incoming, Outgoing, Reply as RpcReply};
 use bytes::Bytes;
@@ -23,6 +23,8 @@ pub async fn grant(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Sta
         let outcome = member.propose(&Command::LeaseGrant(wire::LeaseGrant { id, ttl_secs })).await?;
         match outcome.result {
             Ok(Reply::LeaseGrant { id, ttl_secs }) => {
+                member.counts.leases_granted.inc();
+                member.counts.lease_ttl.observe(ttl_secs as f64);
                 let header = Some(member.header(outcome.revision));
                 return reply(&pb::LeaseGrantResponse { header, id, ttl: ttl_secs, error: String::new() });
             }
@@ -43,6 +45,7 @@ pub async fn revoke(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, St
     let request: pb::LeaseRevokeRequest = decode(message)?;
     let outcome = member.propose(&Command::LeaseRevoke(wire::LeaseRevoke { id: request.id, expired_in_term: 0 })).await?;
     outcome.result?;
+    member.counts.leases_revoked.inc();
     reply(&pb::LeaseRevokeResponse { header: Some(member.header(outcome.revision)) })
 }
 
@@ -77,7 +80,7 @@ pub async fn leases(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, St
 /// One answer a request, in order; an unknown lease is an answer and no error.
 pub async fn keep_alive(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: Outgoing) -> Result<(), Status> {
     while let Some(message) = incoming.message().await? {
-        let request: pb::LeaseKeepAliveRequest = decode(message)?;
+        let request: pb::LeaseKeepAliveRequest = decode_streamed(message)?;
         // Sampled before the renewal, as etcd does: a client may rely on nothing newer.
         let header = Some(member.header_now());
         let ttl = renew(member, request.id).await?;
@@ -93,7 +96,10 @@ async fn renew(member: &Arc<Member>, id: i64) -> Result<i64, Status> {
         let mut applied = member.node.applied();
         loop {
             match member.node.lessor().renew(id) {
-                Renewal::Renewed { ttl_secs } => return Ok(ttl_secs),
+                Renewal::Renewed { ttl_secs } => {
+                    member.counts.leases_renewed.inc();
+                    return Ok(ttl_secs);
+                }
                 Renewal::Unknown => return Ok(0),
                 Renewal::NotLeader => return Err(Error::NoLeader),
                 // It has ended: the answer waits for its revocation, so that "gone" is true when it is said.

@@ -27,6 +27,7 @@ pub async fn range(member: &Arc<Member>, message: Bytes) -> Result<Reply, Status
         member.linearize().await?;
     }
     let (answer, held) = select(member, request).await?;
+    member.counts.ranges.inc();
     let mut parts = Parts::new(held.into_iter().collect());
     push_range(&mut parts, answer, |answer| member.header(answer.revision));
     parts.reply()
@@ -122,6 +123,7 @@ pub async fn read_only_txn(member: &Arc<Member>, request: pb::TxnRequest) -> Res
     } else {
         off_thread(member, move |store| store.read_txn(&request)).await?
     };
+    member.counts.ranges.inc_by(answer.ranges.len() as u64);
     let mut held = Vec::new();
     for range in &answer.ranges {
         held.extend(reserve(member, range).await?);
@@ -168,7 +170,8 @@ pub async fn stream(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: 
     let Some(message) = incoming.message().await? else { return Ok(()) };
     let request: pb::RangeRequest = decode(message)?;
     validate::range(&request)?;
-    if request.sort_order != SortOrder::None as i32 || request.sort_target != SortTarget::Key as i32 {
+    let by_key = request.sort_order == SortOrder::Ascend as i32 && request.sort_target == SortTarget::Key as i32;
+    if request.sort_order != SortOrder::None as i32 && !by_key {
         return Err(Error::RangeStreamSort.into());
     }
     if filters(&request) != [0; 4] {
@@ -178,6 +181,7 @@ pub async fn stream(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: 
         member.linearize().await?;
     }
     let (mut answer, _held) = select(member, request).await?;
+    member.counts.ranges.inc();
     let header = member.header(answer.revision);
     let mut keys = STREAM_KEYS_FIRST;
     loop {

@@ -1,6 +1,6 @@
 //! Watch: one gRPC stream, many watchers. The hub owns them; this carries requests in and responses out.
 
-use super::decode;
+use super::decode_streamed;
 use crate::member::Member;
 use crate::rpc::{CallContext, Incoming, Outgoing};
 use parking_lot::Mutex;
@@ -34,7 +34,7 @@ async fn requests(stream: &Mutex<WatchStream>, mut incoming: Incoming) -> Result
         let Some(message) = incoming.message().await? else {
             return std::future::pending().await;
         };
-        let request: pb::WatchRequest = decode(message)?;
+        let request: pb::WatchRequest = decode_streamed(message)?;
         let mut stream = stream.lock();
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => stream.create(create),

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -31,6 +31,7 @@ impl FileDisk {
             .write(true)
             .create(new)
             .truncate(false)
+            .mode(0o600)
             .open(path);
         let file = open.map_err(failed("open backend file", path))?;
         match file.try_lock() {
@@ -55,6 +56,7 @@ impl FileDisk {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(path);
         let reserve = open.map_err(failed("open reserve file", path))?;
         let stat = reserve.metadata().map_err(failed("look at reserve file", path))?;

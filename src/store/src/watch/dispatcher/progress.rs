@@ -25,6 +25,33 @@ enum Verdict {
 }
 
 impl Dispatcher {
+    /// Takes a question. Whoever joins the stream after it has no part in the answer, so what already rules one out is
+    /// judged now.
+    pub(super) fn ask_progress(&mut self, stream: StreamId) {
+        let target = self.revision();
+        if self.may_tell(stream, target) {
+            return self.asked.push(Asked { stream, target });
+        }
+        if let Some(open) = self.stream_mut(stream) {
+            open.outbox.settle();
+            self.touch(stream);
+        }
+    }
+
+    /// The stream has watchers, all of them alive and begun by `target`.
+    fn may_tell(&self, stream: StreamId, target: Revision) -> bool {
+        let Some(Some(stream)) = self.streams.get(stream as usize) else {
+            return false;
+        };
+        // A watcher that compaction ended keeps its id until the client cancels it, and until then etcd takes it for one
+        // that is behind.
+        let begun = |at: &Option<_>| {
+            at.and_then(|at| self.watchers.get(at))
+                .is_some_and(|watcher| watcher.start <= target)
+        };
+        !stream.ids.is_empty() && stream.ids.values().all(begun)
+    }
+
     pub(super) fn answer_progress(&mut self) {
         let mut at = 0;
         while let Some(Asked { stream, target }) = self.asked.get(at).copied() {

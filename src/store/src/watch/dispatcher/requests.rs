@@ -3,7 +3,7 @@
 use super::super::inbox::{Request, StreamId};
 use super::super::outbox::{Outbox, Place};
 use super::super::response::Response;
-use super::{Asked, Dispatcher, State, Stream, Watcher};
+use super::{Dispatcher, State, Stream, Watcher};
 use bytes::Bytes;
 use quorate_api::error::watch_cancel;
 use quorate_api::proto::etcdserverpb::WatchCreateRequest;
@@ -39,10 +39,7 @@ impl Dispatcher {
                 let answer = self.cancel(stream, id);
                 self.answer(stream, answer);
             }
-            Request::Progress(stream) => self.asked.push(Asked {
-                stream,
-                target: self.revision(),
-            }),
+            Request::Progress(stream) => self.ask_progress(stream),
             Request::Drained(stream) => {
                 let parked = self.stream_mut(stream).map(|stream| std::mem::take(&mut stream.parked));
                 for ticket in parked.unwrap_or_default() {
@@ -105,11 +102,11 @@ impl Dispatcher {
             return Created::NoStream;
         };
         let refused = |reason: &'static str| Created::Refused(Response::refused(revision, reason.into()));
-        if range.is_empty() {
-            return refused(watch_cancel::EMPTY_RANGE);
-        }
         if request.start_revision < 0 {
             return refused(watch_cancel::COMPACTED);
+        }
+        if range.is_empty() {
+            return refused(watch_cancel::EMPTY_RANGE);
         }
         if request.watch_id != 0 && open.ids.contains_key(&request.watch_id) {
             return refused(watch_cancel::DUPLICATE_ID);

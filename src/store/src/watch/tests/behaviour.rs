@@ -339,27 +339,43 @@ fn progress_of_a_stream_needs_watchers_and_all_of_them_up_to_date() {
     assert_eq!((got.len(), got[0].watch_id, revision(&got[0])), (1, -1, 6));
 }
 
+/// B5, B47
 #[test]
-fn an_answer_about_progress_never_says_less_than_history_has_delivered() {
+fn progress_never_says_less_than_history_has_delivered() {
     let mut world = World::new();
-    world.put("a", "2");
+    for value in ["2", "3"] {
+        world.put("a", value);
+    }
     let mut stream = world.hub.stream();
-    stream.create(WatchCreateRequest {
+    let request = WatchCreateRequest {
         progress_notify: true,
         ..watch("a", "", 2)
-    });
-    world.stepper.dispatch();
-    // History serves the watcher a revision that was not published yet.
-    let batch = world.past.apply(&[put("a", "3")]).unwrap();
-    let got = world.drain(&mut stream);
-    assert_eq!(revisions(&got).concat(), [2, 3]);
+    };
+    stream.create(request);
+    world.stepper.dispatch(); // the watcher is created, and its history asked for
+    let mut batches = vec![world.past.apply(&[put("a", "4")]).unwrap()];
     stream.progress();
-    world.hub.tick_progress();
-    assert_eq!(world.drain(&mut stream), []);
-    world.hub.publish(vec![batch]);
+    world.stepper.dispatch(); // asked at revision 4, which the dispatcher has not seen
+    batches.push(world.past.apply(&[put("a", "5")]).unwrap());
+    world.stepper.read_history(); // history serves even revision 5
+    world.hub.publish(vec![batches.remove(0)]);
+    for _ in 0..2 {
+        // The second time there was no event since the last tick.
+        world.hub.tick_progress();
+        let got = world.drain(&mut stream);
+        assert!(
+            got.iter()
+                .all(|response| response.created || !response.events.is_empty()),
+            "{got:?}"
+        );
+    }
+    world.hub.publish(batches);
     let got = world.drain(&mut stream);
     assert_eq!(got.len(), 1);
-    assert_eq!((got[0].watch_id, revision(&got[0])), (-1, 3));
+    assert_eq!((got[0].watch_id, revision(&got[0]), got[0].events.len()), (-1, 5, 0));
+    world.hub.tick_progress();
+    let got = world.drain(&mut stream);
+    assert_eq!((got[0].watch_id, revision(&got[0]), got[0].events.len()), (0, 5, 0));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Clients that read slowly or not at all, a dispatcher that is behind, and a store that fails.
 
-use super::super::{HistoryError, Observer, Options};
+use super::super::{HistoryError, Observer, Options, STREAM_SHARE_BYTES};
 use super::world::{Op, World, put, revision, revisions, watch};
 use parking_lot::Mutex;
 use quorate_api::proto::etcdserverpb::WatchCreateRequest;
@@ -47,6 +47,36 @@ fn slow_watchers_are_bounded_and_exact() {
     assert_eq!(revisions(&world.drain(&mut slow)), [[1002], [1002]]);
 }
 
+/// D20
+#[test]
+fn many_slow_streams_are_bounded_together() {
+    let mut world = World::with(Options {
+        outboxes_bytes_max: 256 << 10,
+        ..Options::default()
+    });
+    let mut streams: Vec<_> = (0..20).map(|_| world.hub.stream()).collect();
+    for stream in &mut streams {
+        world.create(stream, watch("a", "", 0));
+    }
+    let value = "v".repeat(1000);
+    for _ in 0..1000 {
+        world.put("a", &value);
+    }
+    let queued = world.hub.stats().queued_bytes;
+    assert_eq!(queued, streams.iter().map(|stream| stream.queued_bytes()).sum());
+    assert!(queued <= (256 << 10) + 20 * STREAM_SHARE_BYTES, "{queued}");
+    for stream in &mut streams {
+        let got = world.drain(stream);
+        assert_eq!(revisions(&got).concat(), (2..=1001).collect::<Vec<_>>());
+    }
+    assert_eq!(world.hub.stats().queued_bytes, 0);
+    // What a stream leaves behind is not counted either.
+    world.put("a", &value);
+    assert!(world.hub.stats().queued_bytes > 0);
+    drop(streams);
+    assert_eq!(world.hub.stats().queued_bytes, 0);
+}
+
 /// B8
 #[test]
 fn starved_watch_loses_nothing_silently() {
@@ -70,6 +100,30 @@ fn starved_watch_loses_nothing_silently() {
     assert!(!seen.is_empty() && seen.len() < 89);
     assert!(last.canceled && last.events.is_empty());
     assert_eq!((last.compact_revision, revision(last)), (90, 0));
+}
+
+/// B8
+#[test]
+fn a_quiet_watcher_on_a_full_stream_is_not_taken_for_one_that_compaction_overtook() {
+    let mut world = World::with(small());
+    let mut stream = world.hub.stream();
+    world.create(&mut stream, watch("loud", "", 0));
+    world.create(&mut stream, watch("quiet", "", 0));
+    let value = "v".repeat(500);
+    for _ in 0..3 {
+        world.put("loud", &value);
+        world.drain(&mut stream);
+    }
+    for _ in 0..10 {
+        world.put("loud", &value);
+    }
+    // Compacted while the quiet watcher still takes live events; then it has none to take, for want of room.
+    world.past.compact(13);
+    world.put("quiet", &value);
+    let got = world.drain(&mut stream);
+    let (quiet, loud): (Vec<_>, Vec<_>) = got.into_iter().partition(|response| response.watch_id == 1);
+    assert_eq!(revisions(&quiet), [[15]]);
+    assert_eq!(loud.last().unwrap().compact_revision, 13);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::world::{Past, put, watch, wire};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 struct Unpark(Thread);
 
@@ -32,9 +33,11 @@ fn readers_on_other_threads_see_every_event_in_order_until_the_hub_stops() {
                 let waker = Waker::from(Arc::new(Unpark(thread::current())));
                 let mut cx = Context::from_waker(&waker);
                 let mut next = 2;
+                let start = Instant::now();
                 loop {
+                    assert!(start.elapsed() < Duration::from_secs(60), "stuck at {next}");
                     match stream.poll_next(&mut cx) {
-                        Poll::Pending => thread::park(),
+                        Poll::Pending => thread::park_timeout(Duration::from_secs(1)),
                         Poll::Ready(None) => return next,
                         Poll::Ready(Some(response)) => {
                             for event in wire(&response).events {

@@ -290,7 +290,7 @@ impl World {
     /// Everything that there is for the stream.
     pub fn drain(&mut self, stream: &mut WatchStream) -> Vec<pb::WatchResponse> {
         let mut got = Vec::new();
-        loop {
+        for _ in 0..1000 {
             self.stepper.settle();
             let before = got.len();
             got.extend(std::iter::from_fn(|| stream.try_next()).map(|response| wire(&response)));
@@ -298,6 +298,7 @@ impl World {
                 return got;
             }
         }
+        panic!("there is no end to it; the last was {:?}", got.last());
     }
 }
 
