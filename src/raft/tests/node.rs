@@ -1,5 +1,7 @@
 //! A whole node of consensus in this process, on real files.
 
+#![allow(clippy::unwrap_used)]
+
 use quorate_api::proto::etcdserverpb::{PutRequest, RangeRequest};
 use quorate_api::proto::quorate as wire;
 use quorate_raft::{Node, Options};

@@ -4,10 +4,9 @@
 
 mod faulty;
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use faulty::disk::MemDisk;
+use faulty::place::MemPlace;
 use quorate_api::proto::etcdserverpb::{PutRequest, RangeRequest};
 use quorate_store::backend::{self, Applied};
 use quorate_store::command::Command;
@@ -23,7 +22,7 @@ fn open(disk: &MemDisk) -> (Store, Applier) {
         value_cache_bytes: 0,
         ..Options::default()
     };
-    Store::open_disk(Arc::new(disk.clone()), options, Box::new(())).unwrap()
+    Store::open_in(Box::new(MemPlace::with(disk.clone())), options, Box::new(())).unwrap()
 }
 
 fn put(value: &'static str) -> Command {
