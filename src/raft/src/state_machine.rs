@@ -5,24 +5,29 @@
 
 use crate::batch;
 use crate::barrier::Barrier;
-use crate::lessor::Lessor;
+use crate::lessor::{Lessor, Monotonic};
 use crate::proposer::Proposer;
 use crate::types::{LogId, StoredMembership, TypeConfig, log_id, position};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use openraft::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::storage::{Snapshot, SnapshotMeta};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use quorate_store::command::{Command, Outcome, Reply};
-use quorate_store::{Applied, Applier, Store};
+use quorate_store::{Applied, Applier, Error, Image, Received, Store, backend};
 use std::io;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// What a snapshot hands over: a consistent image of the store.
+/// What a snapshot is made of, at either end of a transfer.
 #[derive(Debug)]
-pub struct SnapshotData {
-    applied: Option<Applied>,
+pub enum SnapshotData {
+    /// Of this member's own store, to be read out with [`Image::read`].
+    Image(Image),
+    /// From a peer. It was checked and is durable before openraft hears of it, since openraft ends for good when an
+    /// install fails: a bad transfer must not come as far.
+    Received(Box<Received>),
 }
 
 /// What apply tells the rest of the node.
@@ -32,6 +37,20 @@ pub struct Listeners {
     pub barrier: Arc<Barrier>,
     /// Position of the last entry that was applied.
     pub applied: watch::Sender<u64>,
+}
+
+impl Listeners {
+    /// Of a member that nobody asks anything of, as in tests of storage; with where to hear what is applied.
+    pub fn quiet() -> (Self, watch::Receiver<u64>) {
+        let (applied, heard) = watch::channel(0);
+        let listeners = Self {
+            proposer: Arc::new(Proposer::new(Arc::default())),
+            lessor: Arc::new(Lessor::new(Box::new(Monotonic::default()))),
+            barrier: Arc::default(),
+            applied,
+        };
+        (listeners, heard)
+    }
 }
 
 pub struct StateMachine {
@@ -109,12 +128,28 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMetaOf<TypeConfig>,
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
-        let _ = (meta, snapshot);
-        Err(io::Error::other("TODO"))
+        // From here on local state may be behind what others acknowledged.
+        self.listeners.barrier.set_alone(false);
+        let received = match snapshot {
+            SnapshotData::Received(received) => *received,
+            SnapshotData::Image(image) => {
+                let store = self.store.clone();
+                spawn_blocking(move || copy(&store, &image)).await?
+            }
+        };
+        let found = meta_of(Some(received.applied()), received.raft_membership())?;
+        if found != *meta {
+            return Err(io::Error::other(format!("the snapshot should be {meta} and is {found}")));
+        }
+        let index = received.applied().index;
+        self.applier.install(received).map_err(io::Error::other)?;
+        self.listeners.applied.send_replace(index);
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotData>>, io::Error> {
-        current_snapshot(&self.store)
+        let snapshot = durable_snapshot(&self.store)?;
+        Ok(snapshot.meta.last_log_id.is_some().then_some(snapshot))
     }
 }
 
@@ -128,17 +163,50 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotData>, io::Error> {
-        self.store.flush().map_err(io::Error::other)?;
-        match current_snapshot(&self.store)? {
-            Some(snapshot) => Ok(snapshot),
-            None => Err(io::Error::other("nothing has been applied yet, so there is nothing to take a snapshot of")),
-        }
+        let store = self.store.clone();
+        let built = spawn_blocking(move || {
+            match store.flush() {
+                // The disk is full. What is durable is what there is to name; a failure here would end the node.
+                Err(Error::Backend(backend::Error::DiskFull)) => {}
+                flushed => drop(flushed.map_err(io::Error::other)?),
+            }
+            durable_snapshot(&store)
+        });
+        built.await
     }
 }
 
-fn current_snapshot(store: &Store) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotData>>> {
-    let _ = store;
-    Ok(None)
+/// The last durable commit of the store. Before anything was applied it names nothing, and purges nothing.
+fn durable_snapshot(store: &Store) -> io::Result<SnapshotOf<TypeConfig, SnapshotData>> {
+    let image = store.image().map_err(io::Error::other)?;
+    let meta = meta_of(image.applied(), image.raft_membership().map_err(io::Error::other)?)?;
+    Ok(Snapshot { meta, snapshot: SnapshotData::Image(image) })
+}
+
+/// A received image as openraft wants it.
+pub fn received_snapshot(received: Received) -> io::Result<SnapshotOf<TypeConfig, SnapshotData>> {
+    let meta = meta_of(Some(received.applied()), received.raft_membership())?;
+    Ok(Snapshot { meta, snapshot: SnapshotData::Received(Box::new(received)) })
+}
+
+fn meta_of(applied: Option<Applied>, membership: Option<Bytes>) -> io::Result<SnapshotMetaOf<TypeConfig>> {
+    let last_log_id = applied.map(|applied| log_id(applied.term, applied.index.saturating_sub(1)));
+    Ok(SnapshotMeta { last_log_id, last_membership: decode_stored(membership)? })
+}
+
+/// An image of a store in this process, as if it had come from a peer.
+fn copy(store: &Store, image: &Image) -> io::Result<Received> {
+    let mut incoming = store.receive().map_err(io::Error::other)?;
+    for piece in image.read() {
+        let piece = piece.map_err(io::Error::other)?;
+        incoming.push(&piece).map_err(io::Error::other)?;
+    }
+    incoming.finish().map_err(io::Error::other)
+}
+
+/// Syncs and long reads leave the threads that heartbeats run on.
+async fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// What a command does to leases, remembered across its apply.

@@ -47,13 +47,6 @@ impl Tracker {
         self.waiting.lock().remove(&origin.sequence)
     }
 
-    /// Tells the waiters of a batch that it failed, or that nobody knows.
-    pub fn fail(&self, origin: Origin, error: ProposeError) {
-        for waiter in self.take(origin).into_iter().flatten() {
-            let _ = waiter.send(Err(error));
-        }
-    }
-
     pub fn fail_all(&self, error: ProposeError) {
         let all = std::mem::take(&mut *self.waiting.lock());
         for waiter in all.into_values().flatten() {

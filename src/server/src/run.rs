@@ -271,7 +271,8 @@ fn open_wal(
     options.observer = disk;
     options.on_fatal = Arc::new(move |error| on_fatal(format!("log: {error}")));
     let durable = store.durable().last;
-    options.applied = (durable.index > 0).then_some(LogPos { term: durable.term, index: durable.index });
+    let log_may_end_before = store.installed() == Some(durable);
+    options.applied = (durable.index > 0 && !log_may_end_before).then_some(LogPos { term: durable.term, index: durable.index });
     let (wal, recovered) =
         Wal::open(options, Arc::new(RealDisk)).with_context(|| format!("open the log in {}", data_dir.wal().display()))?;
     if let Some(torn) = recovered.torn {
@@ -292,6 +293,12 @@ impl EventSink for ToHub {
         self.counts.applied(&batches);
         if let Some(hub) = self.hub.get() {
             hub.publish(batches);
+        }
+    }
+
+    fn replaced(&self) {
+        if let Some(hub) = self.0.get() {
+            hub.resync_all();
         }
     }
 }

@@ -24,7 +24,7 @@ use self::step::Step;
 use crate::backend::{self, Applied, Change, Durable, SystemTable, SystemWrite};
 use crate::command::{Command, Outcome};
 use crate::error::Error;
-use crate::store::{EventSink, SLICE_KEYS, Shared};
+use crate::store::{EventSink, Received, Restored, Root, SLICE_KEYS, Shared};
 
 pub(crate) const RAFT_MEMBERSHIP_RECORD: &[u8] = b"raft-membership";
 
@@ -37,6 +37,7 @@ pub struct Applier {
 
 /// What apply and the compacting thread take turns with.
 pub(crate) struct Writer {
+    root: Arc<Root>,
     shared: Arc<Shared>,
     sink: Box<dyn EventSink>,
     applied: Option<Applied>,
@@ -46,23 +47,24 @@ pub(crate) struct Writer {
 }
 
 impl Applier {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        applied: Option<Applied>,
-        membership: Option<Bytes>,
-        sink: Box<dyn EventSink>,
-        background_compaction: bool,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(root: Arc<Root>, restored: Restored, sink: Box<dyn EventSink>) -> Result<Self, Error> {
+        let Restored {
+            shared,
+            applied,
+            membership,
+        } = restored;
+        let background = root.options.background_compaction;
         let writer = Arc::new(Mutex::new(Writer {
-            shared: shared.clone(),
+            root,
+            shared,
             sink,
             applied,
             membership,
             walk: None,
             failed: false,
         }));
-        let worker = match background_compaction {
-            true => Some(compaction::spawn(shared, writer.clone())?),
+        let worker = match background {
+            true => Some(compaction::spawn(writer.clone())?),
             false => None,
         };
         Ok(Self { writer, worker })
@@ -95,6 +97,17 @@ impl Applier {
         self.writer
             .lock()
             .run(|writer| writer.apply_empty(entry, raft_membership))
+    }
+
+    /// Replaces the whole store by what was received. When it returns, readers have it, and it survives power loss; who
+    /// began to read before reads on undisturbed. A snapshot that does not fit is refused and changes nothing. Any other
+    /// error is final: after a start the file is the old one or the new one, whole.
+    pub fn install(&mut self, received: Received) -> Result<(), Error> {
+        let mut writer = self.writer.lock();
+        if !writer.failed {
+            writer.admits(&received)?;
+        }
+        writer.run(|writer| writer.install(received))
     }
 
     /// Ends in good order: what was applied is in the file. The file itself is let go of with the last [`crate::Store`].
@@ -190,6 +203,47 @@ impl Writer {
         self.applied = Some(entry);
         self.membership = raft_membership.or_else(|| self.membership.take());
         self.shared.publish(self.shared.revision(), entry.index);
+        Ok(())
+    }
+
+    fn admits(&self, received: &Received) -> Result<(), Error> {
+        let image = received.applied();
+        if !received.is_of(&self.root) {
+            return Err(Error::OtherStore);
+        }
+        if let Some(applied) = self.applied.filter(|applied| image.index <= applied.index) {
+            return Err(Error::NotNewer {
+                image: image.index,
+                applied: applied.index,
+            });
+        }
+        let cluster = |shared: &Shared| shared.tables.read().members.cluster_id();
+        match (cluster(received.shared()), cluster(&self.shared)) {
+            (Some(image), Some(own)) if image != own => Err(Error::OtherCluster { image, own }),
+            _ if received.revision() < self.shared.revision() => Err(Error::Backwards {
+                image: received.revision(),
+                own: self.shared.revision(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn install(&mut self, received: Received) -> Result<(), Error> {
+        let Restored {
+            shared,
+            applied,
+            membership,
+        } = received.take_place()?;
+        let old = std::mem::replace(&mut self.shared, shared);
+        self.applied = applied;
+        self.membership = membership;
+        self.walk = None;
+        let wanted = self.shared.mvcc.read().compacted >= 0;
+        // Current before the old one is retired: who is told of that finds the new one.
+        self.root.current.store(self.shared.clone());
+        self.shared.compaction.restart(wanted);
+        old.backend.retire();
+        self.sink.replaced();
         Ok(())
     }
 

@@ -19,9 +19,12 @@ mod committer;
 mod database;
 pub mod disk;
 mod error;
+mod export;
 mod format;
+mod import;
 mod pending;
 mod shared;
+mod stream;
 mod view;
 
 use std::path::Path;
@@ -36,11 +39,13 @@ use parking_lot::{Condvar, Mutex};
 pub use self::change::{Applied, Change, Row, RowId, SystemTable, SystemWrite};
 use self::committer::Committer;
 use self::database::{Facts, Opened};
-use self::disk::{Disk, FileDisk, Patient};
+use self::disk::{Disk, FilePlace, Patient, Place};
 pub use self::error::Error;
+pub(crate) use self::export::{Image, Pieces};
 pub use self::format::{FORMAT, MetaRow};
+pub(crate) use self::import::Import;
 use self::pending::Pending;
-use self::shared::{Control, Queued, Shared, Stop};
+use self::shared::{Control, Queued, Role, Shared, Stop};
 pub use self::view::View;
 
 /// Told about what the backend thread does, on that thread: answer quickly.
@@ -99,6 +104,8 @@ pub struct Recovered {
     /// 0 in a file that nothing was ever committed to.
     pub revision: i64,
     pub compacted: i64,
+    /// The file began as an image of this state.
+    pub installed: Option<Applied>,
     /// Opening had to walk the whole file; never so after a mere crash.
     pub walked: bool,
 }
@@ -132,16 +139,34 @@ pub struct Backend {
 impl Backend {
     /// Opens the file at `path`, or makes it. Not made by halves: a crash leaves no file or a whole one.
     pub fn open(path: &Path, options: Options) -> Result<(Self, Recovered), Error> {
-        let prepare = |disk: Arc<FileDisk>| database::open(Patient::new(disk, 0), options.cache_bytes).map(drop);
-        let disk = FileDisk::open(path, prepare)?;
+        Self::open_in(&FilePlace::new(path), options)
+    }
+
+    /// The same at any place.
+    pub fn open_in(place: &dyn Place, options: Options) -> Result<(Self, Recovered), Error> {
+        let disk = match place.current()? {
+            Some(disk) => disk,
+            None => {
+                let disk = place.incoming()?;
+                drop(database::open(Patient::new(disk.clone(), 0), options.cache_bytes)?);
+                place.adopt()?;
+                disk
+            }
+        };
         Self::open_disk(disk, options)
     }
 
     /// The same on any disk.
     pub fn open_disk(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Recovered), Error> {
+        let (backend, recovered) = Self::open_aside(disk, options)?;
+        backend.take_over();
+        Ok((backend, recovered))
+    }
+
+    /// Opens a file that is not the store's yet. Whatever fails with it concerns only whoever opened it.
+    pub(crate) fn open_aside(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Recovered), Error> {
         let disk = Patient::new(disk, options.reserve_bytes);
         let Opened { db, facts, walked } = database::open(disk.clone(), options.cache_bytes)?;
-        disk.settle();
         let Facts {
             applied,
             applied_before,
@@ -149,6 +174,7 @@ impl Backend {
             compacted,
             in_use,
             bound: _,
+            installed,
         } = facts;
         let shared = Arc::new(Shared {
             pending: Pending::default(),
@@ -185,6 +211,7 @@ impl Backend {
             applied_before,
             revision,
             compacted,
+            installed: (installed.index > 0).then_some(installed),
             walked,
         };
         Ok((
@@ -196,6 +223,30 @@ impl Backend {
             },
             recovered,
         ))
+    }
+
+    /// From now on the store stands on this file: it waits for space, and its failure ends the process.
+    pub(crate) fn take_over(&self) {
+        self.shared.control.lock().role = Role::Current;
+        self.disk.settle();
+    }
+
+    /// Another file has taken over. What is queued is dropped, nothing more is written; open Views read on.
+    pub(crate) fn retire(&self) {
+        let mut control = self.shared.control.lock();
+        control.role = Role::Retired;
+        control.queue.clear();
+        control.oldest = None;
+        drop(control);
+        self.shared.space.leave();
+        self.shared.work.notify_all();
+        self.shared.progress.notify_all();
+    }
+
+    /// The last durable state, to be read out as a whole. Unlike a View it pins no rows in memory.
+    pub(crate) fn image(&self) -> Result<Image, Error> {
+        let published = self.shared.current.load_full().ok_or(Error::Closed)?;
+        Ok(Image::new(published.tables.clone(), self.shared.clone()))
     }
 
     /// Makes the change readable at once and queues it for the file. Called by one thread, in apply order, before
@@ -308,10 +359,19 @@ impl Backend {
 
     fn stop(&mut self, how: Stop) {
         let Some(thread) = self.thread.take() else { return };
-        self.shared.control.lock().stop = Some(how);
+        let retired = {
+            let mut control = self.shared.control.lock();
+            control.stop = Some(how);
+            control.role == Role::Retired
+        };
         self.shared.space.leave();
         self.shared.work.notify_all();
         self.shared.progress.notify_all();
+        if retired {
+            // The last of its readers is here, perhaps where nobody may wait. The file has no name any more: what the
+            // thread still does with it is of no consequence.
+            return;
+        }
         // A panic of the thread has been reported by the panic hook; there is nothing to add.
         let _ = thread.join();
         self.shared.current.store(None);

@@ -1,6 +1,6 @@
 //! What the store says no with.
 
-use quorate_api::{Code, Error as Answer, Status};
+use quorate_api::{ClusterId, Code, Error as Answer, Status};
 
 use crate::backend;
 
@@ -22,6 +22,19 @@ pub enum Error {
     /// Entries come once each and in order.
     #[error("entry {index} does not follow the applied entry {applied}")]
     OutOfOrder { index: u64, applied: u64 },
+    /// An image replaces only what is older.
+    #[error("the image is of entry {image} and not newer than what is applied, entry {applied}")]
+    NotNewer { image: u64, applied: u64 },
+    /// Revisions never go back where the log goes on.
+    #[error("the image is of revision {image}, this member has {own} at an earlier entry; it came from a wrong peer")]
+    Backwards { image: i64, own: i64 },
+    #[error("the image is of cluster {image}, this member belongs to {own}; it came from a wrong peer")]
+    OtherCluster { image: ClusterId, own: ClusterId },
+    #[error("the image was received for another store")]
+    OtherStore,
+    /// Images come one at a time.
+    #[error("another image is being received; finish or drop that one first")]
+    Receiving,
     /// An earlier apply failed half way.
     #[error("store takes no more entries, applying an earlier one failed")]
     Poisoned,
@@ -36,9 +49,14 @@ impl Error {
             Error::Backend(backend::Error::Corrupt { .. }) | Error::Damaged { .. } => {
                 Status::new(Code::DataLoss, self.to_string())
             }
-            Error::Backend(_) | Error::OutOfOrder { .. } | Error::Poisoned => {
-                Status::new(Code::Unknown, self.to_string())
-            }
+            Error::Backend(_)
+            | Error::OutOfOrder { .. }
+            | Error::NotNewer { .. }
+            | Error::Backwards { .. }
+            | Error::OtherCluster { .. }
+            | Error::OtherStore
+            | Error::Receiving
+            | Error::Poisoned => Status::new(Code::Unknown, self.to_string()),
         }
     }
 }

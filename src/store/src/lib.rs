@@ -32,4 +32,4 @@ pub use backend::Applied;
 pub use error::Error;
 pub use lease::LeaseInfo;
 pub use mvcc::answer::RangeAnswer;
-pub use store::{EventSink, Options, Store};
+pub use store::{EventSink, Image, Incoming, Options, Received, Store};

@@ -10,21 +10,29 @@
 //! A reader takes the published revision and looks at nothing newer. So the writer may let go of the index lock in the
 //! middle of a change, and need not hold it while it hands rows to the backend: what is not published is not seen.
 //! Order of an apply: index and tables, rows to the backend, revision, applied index, events.
+//!
+//! All of that stands on one file and is one [`Shared`]. A snapshot that is installed brings a new file and a whole new
+//! `Shared`, put in the place of the old one by one store of a pointer. Who began to read before reads on in the old
+//! one, index and file, which goes when the last of them does.
 
 mod hash;
 mod history;
+mod image;
+mod install;
 mod open;
 mod read;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use quorate_api::proto::etcdserverpb::{AlarmMember, Member};
 use quorate_api::{ClusterId, LeaseId, MemberId, Revision};
 
 use crate::apply::compaction::Compaction;
-use crate::backend::{self, Backend, Durable, Sizes};
+use crate::backend::disk::Place;
+use crate::backend::{self, Applied, Backend, Durable, Sizes};
 use crate::error::Error;
 use crate::event::EventBatch;
 use crate::lease::LeaseInfo;
@@ -34,6 +42,9 @@ use crate::mvcc::values::Values;
 use crate::tables::Tables;
 
 pub use self::hash::HashKv;
+pub use self::image::{Image, Pieces};
+pub use self::install::{Incoming, Received};
+pub(crate) use self::open::Restored;
 pub use self::read::TxnAnswer;
 pub(crate) use self::read::txn_revision;
 
@@ -43,11 +54,15 @@ pub(crate) const SLICE_KEYS: usize = 1000;
 /// Where changes go once they can be read. Called by the applying thread, in revision order: hand them on and return.
 pub trait EventSink: Send {
     fn publish(&self, batches: Vec<Arc<EventBatch>>);
+    /// A snapshot has replaced the store, and readers have the new one: what was published before is void, and nothing
+    /// of what the snapshot jumped over will be published. Watchers read history instead.
+    fn replaced(&self);
 }
 
 /// Nobody watches.
 impl EventSink for () {
     fn publish(&self, _batches: Vec<Arc<EventBatch>>) {}
+    fn replaced(&self) {}
 }
 
 #[derive(Clone)]
@@ -79,6 +94,7 @@ pub(crate) struct Mvcc {
     pub compacted: i64,
 }
 
+/// Everything that stands on one file.
 pub(crate) struct Shared {
     pub mvcc: RwLock<Mvcc>,
     /// Never taken before `mvcc` by someone who then wants that.
@@ -86,8 +102,10 @@ pub(crate) struct Shared {
     pub backend: Backend,
     pub values: Values,
     pub reads: Arc<OpenReads>,
-    pub compaction: Compaction,
+    /// The thread and those who wait for it stay, whatever file it works on.
+    pub compaction: Arc<Compaction>,
     pub range_bytes_max: usize,
+    pub installed: Option<Applied>,
     revision: AtomicI64,
     applied_index: AtomicU64,
 }
@@ -104,110 +122,138 @@ impl Shared {
     }
 }
 
-/// A handle for readers; cheap to clone. Everything it tells comes from applied state.
+/// What stays when a file is replaced.
+pub(crate) struct Root {
+    pub current: ArcSwap<Shared>,
+    pub place: Box<dyn Place>,
+    pub options: Options,
+    /// A snapshot is on its way into a file beside the current one.
+    receiving: AtomicBool,
+}
+
+/// A handle for readers; cheap to clone. Everything it tells comes from applied state. Each call sees one state; what a
+/// later one sees is as new or newer.
 #[derive(Clone)]
 pub struct Store {
-    shared: Arc<Shared>,
+    root: Arc<Root>,
 }
 
 impl Store {
+    fn shared(&self) -> Arc<Shared> {
+        self.root.current.load_full()
+    }
+
     pub fn revision(&self) -> Revision {
-        Revision(self.shared.revision())
+        Revision(self.root.current.load().revision())
     }
 
     /// History before this revision is gone; −1: never compacted.
     pub fn compacted(&self) -> i64 {
-        self.shared.mvcc.read().compacted
+        self.root.current.load().mvcc.read().compacted
     }
 
     /// Index of the last entry whose effects can be read; 0 before the first.
     pub fn applied_index(&self) -> u64 {
-        self.shared.applied_index.load(Ordering::Acquire)
+        self.root.current.load().applied_index.load(Ordering::Acquire)
     }
 
     /// Keys that exist.
     pub fn live_keys(&self) -> usize {
-        self.shared.mvcc.read().index.live_keys()
+        self.root.current.load().mvcc.read().index.live_keys()
     }
 
     /// By ascending id.
     pub fn members(&self) -> Vec<Member> {
-        self.shared.tables.read().members.list()
+        self.root.current.load().tables.read().members.list()
     }
 
     pub fn member(&self, id: MemberId) -> Option<Member> {
-        self.shared.tables.read().members.get(id).cloned()
+        self.root.current.load().tables.read().members.get(id).cloned()
     }
 
     /// The member was here once; its id never comes back.
     pub fn is_removed(&self, id: MemberId) -> bool {
-        self.shared.tables.read().members.is_removed(id)
+        self.root.current.load().tables.read().members.is_removed(id)
     }
 
     /// None until the cluster's first command is applied.
     pub fn cluster_id(&self) -> Option<ClusterId> {
-        self.shared.tables.read().members.cluster_id()
+        self.root.current.load().tables.read().members.cluster_id()
     }
 
     /// By member, then kind.
     pub fn alarms(&self) -> Vec<AlarmMember> {
-        self.shared.tables.read().alarms.list()
+        self.root.current.load().tables.read().alarms.list()
     }
 
     pub fn lease(&self, id: LeaseId) -> Option<LeaseInfo> {
-        self.shared.tables.read().leases.get(id)
+        self.root.current.load().tables.read().leases.get(id)
     }
 
     /// By ascending id.
     pub fn leases(&self) -> Vec<LeaseInfo> {
-        self.shared.tables.read().leases.iter().collect()
+        self.root.current.load().tables.read().leases.iter().collect()
     }
 
     pub fn lease_count(&self) -> usize {
-        self.shared.tables.read().leases.len()
+        self.root.current.load().tables.read().leases.len()
     }
 
     /// Attached keys in byte order; none for a lease that is not there.
     pub fn lease_keys(&self, id: LeaseId) -> Vec<bytes::Bytes> {
-        let tables = self.shared.tables.read();
+        let shared = self.shared();
+        let tables = shared.tables.read();
         tables.leases.keys(id).map(bytes::Bytes::copy_from_slice).collect()
     }
 
     pub fn sizes(&self) -> Sizes {
-        self.shared.backend.sizes()
+        self.root.current.load().backend.sizes()
     }
 
     /// The disk has no space to spare: what makes the store grow should be refused.
     pub fn is_full(&self) -> bool {
-        self.shared.backend.is_full()
+        self.root.current.load().backend.is_full()
     }
 
     /// What was applied before the call is in the file when it returns.
     pub fn flush(&self) -> Result<Durable, Error> {
-        Ok(self.shared.backend.flush()?)
+        loop {
+            match self.shared().backend.flush() {
+                // What was queued there is in the file that took over, and that is current by now.
+                Err(backend::Error::Replaced) => {}
+                result => return Ok(result?),
+            }
+        }
     }
 
     /// What is certainly in the file, and up to where the log may be purged.
     pub fn durable(&self) -> Durable {
-        self.shared.backend.durable()
+        self.root.current.load().backend.durable()
+    }
+
+    /// The state that came as a snapshot and that this file began as. While nothing newer is durable, a crash may have
+    /// kept the log from being reset: that it ends before is then no damage.
+    pub fn installed(&self) -> Option<Applied> {
+        self.shared().installed
     }
 
     /// Why nothing is made durable any more, if so.
     pub fn failure(&self) -> Option<Arc<backend::Error>> {
-        self.shared.backend.failure()
+        self.root.current.load().backend.failure()
     }
 
     /// Calls `done` once everything that compaction up to `revision` took is gone from the file for good; at once if
     /// that is so. `done` runs on the compacting thread: answer quickly.
     pub fn on_compacted(&self, revision: i64, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
-        self.shared.compaction.wait_for(revision, Box::new(done));
+        self.root.current.load().compaction.wait_for(revision, Box::new(done));
     }
 
     /// Memory of the index and of values kept for readers.
     pub fn memory(&self) -> Memory {
+        let shared = self.shared();
         Memory {
-            index_bytes: self.shared.mvcc.read().index.heap_bytes(),
-            value_bytes: self.shared.values.bytes(),
+            index_bytes: shared.mvcc.read().index.heap_bytes(),
+            value_bytes: shared.values.bytes(),
         }
     }
 }

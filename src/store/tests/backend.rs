@@ -224,8 +224,8 @@ fn a_view_kept_beyond_the_close_says_so_and_never_lies() {
 fn a_half_made_file_is_made_anew() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("backend");
-    std::fs::write(folder.path().join("backend.new"), [7; 10_000]).unwrap();
+    std::fs::write(folder.path().join("backend.incoming"), [7; 10_000]).unwrap();
     open(&path).close().unwrap();
-    assert!(!folder.path().join("backend.new").exists());
+    assert!(!folder.path().join("backend.incoming").exists());
     open(&path).close().unwrap();
 }

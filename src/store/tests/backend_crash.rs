@@ -60,8 +60,10 @@ fn check_image(run: &Run, cut: usize, image: Vec<u8>, what: &str) {
         applied_before,
         revision,
         compacted,
+        installed,
         walked,
     } = recovered;
+    assert_eq!(installed, None, "{what}");
     assert!(!walked, "{what}: the whole file was walked");
     let promised = run.promises.iter().rev().find(|(at, ..)| *at <= cut).unwrap();
     assert!(

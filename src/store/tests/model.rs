@@ -30,6 +30,10 @@ impl EventSink for Events {
     fn publish(&self, batches: Vec<Arc<EventBatch>>) {
         self.0.lock().unwrap().extend(batches);
     }
+
+    fn replaced(&self) {
+        unreachable!("nothing is installed here");
+    }
 }
 
 fn open(path: &Path, events: &Events) -> (Store, Applier) {

@@ -23,12 +23,12 @@ const RETRY: Duration = Duration::from_millis(20);
 type Waiter = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
 /// What the walk and those who wait for it share.
+#[derive(Default)]
 pub(crate) struct Compaction {
     state: Mutex<State>,
     changed: Condvar,
 }
 
-#[derive(Default)]
 struct State {
     /// There may be something to remove.
     wanted: bool,
@@ -55,15 +55,13 @@ pub(crate) enum Progress {
 }
 
 impl Compaction {
-    pub fn new(wanted: bool) -> Self {
-        Self {
-            state: Mutex::new(State {
-                wanted,
-                finished: -1,
-                ..State::default()
-            }),
-            changed: Condvar::new(),
-        }
+    /// Another file: nobody knows what has been removed from it. Those who wait go on waiting.
+    pub fn restart(&self, wanted: bool) {
+        let mut state = self.state.lock();
+        state.wanted = wanted;
+        state.finished = -1;
+        drop(state);
+        self.changed.notify_all();
     }
 
     /// Compaction has moved on.
@@ -93,7 +91,11 @@ impl Compaction {
         if !self.state.lock().is_due() {
             return;
         }
-        let result = shared.backend.flush().map(drop).map_err(Error::from);
+        let result = match shared.backend.flush() {
+            // It all begins again with the file that took over.
+            Err(backend::Error::Replaced) => return,
+            result => result.map(drop).map_err(Error::from),
+        };
         let ready: Vec<_> = {
             let mut state = self.state.lock();
             let finished = state.finished;
@@ -108,6 +110,17 @@ impl Compaction {
     fn fail_all(&self, error: &Error) {
         let waiters = std::mem::take(&mut self.state.lock().waiters);
         waiters.into_iter().for_each(|(_, done)| done(Err(error.clone())));
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            wanted: false,
+            finished: -1,
+            waiters: Vec::new(),
+            stop: false,
+        }
     }
 }
 
@@ -177,10 +190,10 @@ fn floor(shared: &Shared, compacted: i64) -> i64 {
 }
 
 /// The thread that does the walking.
-pub(super) fn spawn(shared: Arc<Shared>, writer: Arc<Mutex<Writer>>) -> Result<JoinHandle<()>, Error> {
+pub(super) fn spawn(writer: Arc<Mutex<Writer>>) -> Result<JoinHandle<()>, Error> {
     let thread = std::thread::Builder::new()
         .name("compaction".into())
-        .spawn(move || run(&shared, &writer));
+        .spawn(move || run(&writer));
     thread.map_err(|source| {
         Error::from(backend::Error::File {
             doing: "start the compacting thread",
@@ -190,15 +203,17 @@ pub(super) fn spawn(shared: Arc<Shared>, writer: Arc<Mutex<Writer>>) -> Result<J
     })
 }
 
-fn run(shared: &Shared, writer: &Mutex<Writer>) {
-    let compaction = &shared.compaction;
+fn run(writer: &Mutex<Writer>) {
+    let compaction = &*writer.lock().shared.compaction.clone();
     while wait(compaction) {
         loop {
             let mut guard = writer.lock();
             let progress = guard.run(|writer| writer.compact_slice(SLICE_KEYS));
+            let shared = guard.shared.clone();
             // Or this thread would have it again before one that waits for it wakes up.
             MutexGuard::unlock_fair(guard);
-            compaction.answer(shared);
+            compaction.answer(&shared);
+            drop(shared);
             match progress {
                 Ok(Progress::More) if compaction.state.lock().stop => break,
                 Ok(Progress::More) => {}

@@ -11,7 +11,7 @@ use redb::Database;
 use super::database::{self, Facts};
 use super::disk::Patient;
 use super::error::Error;
-use super::shared::{Control, Queued, Shared, Stop};
+use super::shared::{Control, Queued, Role, Shared, Stop};
 use super::view::Published;
 use super::{CommitStats, Options};
 
@@ -81,7 +81,8 @@ impl Committer {
     /// Sleeps until there is something to do.
     fn next(&self) -> Work {
         let mut control = self.shared.control.lock();
-        let space_due = self.shared.space.is_full().then(|| Instant::now() + SPACE_RETRY);
+        let wants_space = control.role == Role::Current && self.shared.space.is_full();
+        let space_due = wants_space.then(|| Instant::now() + SPACE_RETRY);
         loop {
             if control.stop == Some(Stop::Abandon) {
                 return Work::Stop;
@@ -162,12 +163,7 @@ impl Committer {
     }
 
     pub fn publish(&self) -> Result<(), Error> {
-        let view = Arc::new(Published::new(
-            &self.db,
-            self.facts.bound,
-            self.facts.applied,
-            &self.shared,
-        )?);
+        let view = Arc::new(Published::new(&self.db, self.facts, &self.shared)?);
         self.shared.in_use.store(self.facts.in_use, Ordering::Relaxed);
         self.shared.pending.track(self.facts.bound, &view);
         self.shared.current.store(Some(view));
@@ -181,14 +177,15 @@ impl Committer {
     }
 
     fn fail(&self, error: &Error) {
-        let stopping = {
+        let expected = {
             let mut control = self.shared.control.lock();
             control.failed = Some(Arc::new(error.clone()));
-            control.stop.is_some()
+            control.stop.is_some() || control.role != Role::Current
         };
         self.shared.progress.notify_all();
-        // While stopping, whoever stops us is told; a full disk is then no reason for alarm.
-        if !stopping {
+        // While stopping, whoever stops us is told; a full disk is then no reason for alarm. Nor does the store stand on
+        // a file that is not its own yet, or not any more.
+        if !expected {
             self.options.observer.fatal(error);
         }
     }

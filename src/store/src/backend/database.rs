@@ -15,7 +15,7 @@ use super::shared::Queued;
 
 /// The state that the last commit left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(crate) struct Facts {
     pub applied: Applied,
     /// As of the commit before.
     pub applied_before: Applied,
@@ -25,6 +25,8 @@ pub(super) struct Facts {
     pub in_use: u64,
     /// The newest row.
     pub bound: RowId,
+    /// The file began as an image of this state; nothing at all if it began empty.
+    pub installed: Applied,
 }
 
 pub(super) struct Opened {
@@ -91,6 +93,7 @@ fn read_facts(db: &Database) -> Result<Option<Facts>, Error> {
         compacted: number(format::COMPACTED_RECORD)? as i64,
         in_use: number(format::IN_USE_RECORD)?,
         bound: last.map_or(RowId::ZERO, |(id, _)| id.value()),
+        installed: position(format::INSTALLED_RECORD)?,
     }))
 }
 
@@ -104,7 +107,7 @@ fn odd_length(key: &[u8]) -> Error {
     }
 }
 
-fn begin(db: &Database) -> Result<redb::WriteTransaction, Error> {
+pub(super) fn begin(db: &Database) -> Result<redb::WriteTransaction, Error> {
     let mut write = db.begin_write().during("begin a backend commit")?;
     write
         .set_durability(Durability::Immediate)
@@ -187,6 +190,7 @@ pub(super) fn commit(db: &Database, before: Facts, batch: &[Queued]) -> Result<F
         compacted: last.compacted,
         in_use: size.in_use,
         bound,
+        installed: before.installed,
     })
 }
 
@@ -219,7 +223,7 @@ fn remove_run(table: &mut Table<'_, RowId, &'static [u8]>, run: &[RowId], size: 
     table.retain_in(*first..=*last, goes).during("remove compacted rows")
 }
 
-type System<'t> = Table<'t, &'static [u8], &'static [u8]>;
+pub(super) type System<'t> = Table<'t, &'static [u8], &'static [u8]>;
 
 fn write_system(system: &mut System<'_>, batch: &[Queued], size: &mut Size) -> Result<(), Error> {
     let mut newest = BTreeMap::new();
@@ -242,11 +246,11 @@ fn write_system(system: &mut System<'_>, batch: &[Queued], size: &mut Size) -> R
     Ok(())
 }
 
-fn put_number(system: &mut System<'_>, key: &[u8], number: u64) -> Result<(), Error> {
+pub(super) fn put_number(system: &mut System<'_>, key: &[u8], number: u64) -> Result<(), Error> {
     put(system, key, &number.to_le_bytes())
 }
 
-fn put_position(system: &mut System<'_>, key: &[u8], Applied { index, term }: Applied) -> Result<(), Error> {
+pub(super) fn put_position(system: &mut System<'_>, key: &[u8], Applied { index, term }: Applied) -> Result<(), Error> {
     put(system, key, &[index.to_le_bytes(), term.to_le_bytes()].concat())
 }
 
@@ -257,12 +261,12 @@ fn put(system: &mut System<'_>, key: &[u8], value: &[u8]) -> Result<(), Error> {
 }
 
 /// Counts what is stored, so that nobody has to walk the tree for it.
-struct Size {
-    in_use: u64,
+pub(super) struct Size {
+    pub in_use: u64,
 }
 
 impl Size {
-    fn add(&mut self, key_len: usize, value_len: usize) {
+    pub fn add(&mut self, key_len: usize, value_len: usize) {
         self.in_use += stored_cost(key_len, value_len);
     }
 

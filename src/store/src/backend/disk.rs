@@ -21,7 +21,9 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-pub use file::FileDisk;
+use super::Error;
+
+pub use file::{FileDisk, FilePlace};
 pub(super) use summed::Summed;
 
 /// One growing array of bytes with a reserve of space beside it.
@@ -40,6 +42,19 @@ pub trait Disk: std::fmt::Debug + Send + Sync + 'static {
     fn reserved(&self) -> u64;
     /// Sets aside this many bytes in all; fewer than now gives the rest back to the disk.
     fn reserve(&self, bytes: u64) -> io::Result<()>;
+}
+
+/// Where the backend file has its name, and where the one that shall replace it is made.
+pub trait Place: std::fmt::Debug + Send + Sync + 'static {
+    /// The file that has the name, if there is one. What is left of others is removed.
+    fn current(&self) -> Result<Option<Arc<dyn Disk>>, Error>;
+    /// An empty file without the name and without a reserve; one at a time.
+    fn incoming(&self) -> Result<Arc<dyn Disk>, Error>;
+    /// Gives the name, and the reserve, to the last one of [`Place::incoming`], which was synced. Once this returns `Ok`
+    /// that survives power loss; after an error, or a crash on the way, the name is the old file's or the new one's.
+    fn adopt(&self) -> Result<(), Error>;
+    /// Removes what `incoming` made, unless it has the name by now.
+    fn discard(&self);
 }
 
 /// How things stand with space, shared with the handle.

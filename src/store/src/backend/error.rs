@@ -47,6 +47,12 @@ pub enum Error {
     },
     #[error("no space left for the backend file; it goes on by itself once there is some")]
     DiskFull,
+    /// A snapshot took this file's place.
+    #[error("backend file was replaced by a newer one")]
+    Replaced,
+    /// Bytes that came as an image of a store are none, or not all of one. Nothing of them was used.
+    #[error("image can't be used: {what}; nothing of it was applied, let it be sent again")]
+    Image { what: String },
     #[error("backend is closed")]
     Closed,
 }

@@ -16,11 +16,12 @@ pub(super) const VALUES: TableDefinition<RowId, &[u8]> = TableDefinition::new("v
 pub(super) const SYSTEM: TableDefinition<&[u8], &[u8]> = TableDefinition::new("system");
 
 /// Prefix of the backend's own records in `system`; the others are [`SystemTable`] numbers.
-const OWN: u8 = 0;
+pub(super) const OWN: u8 = 0;
 pub(super) const APPLIED_RECORD: &[u8] = &[OWN, b'a'];
 pub(super) const APPLIED_BEFORE_RECORD: &[u8] = &[OWN, b'b'];
 pub(super) const REVISION_RECORD: &[u8] = &[OWN, b'r'];
 pub(super) const COMPACTED_RECORD: &[u8] = &[OWN, b'c'];
+pub(super) const INSTALLED_RECORD: &[u8] = &[OWN, b'i'];
 pub(super) const IN_USE_RECORD: &[u8] = &[OWN, b'u'];
 
 const CRC_LEN: usize = 4;
@@ -202,7 +203,7 @@ fn open_sealed<'a>(key: &[u8], sealed: &'a [u8]) -> Option<&'a [u8]> {
     (crc32c::crc32c_append(crc32c::crc32c(key), body) == u32::from_le_bytes(*crc)).then_some(body)
 }
 
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -210,7 +211,7 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn take_varint(from: &mut &[u8]) -> Option<u64> {
+pub(super) fn take_varint(from: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = from.split_first()?;

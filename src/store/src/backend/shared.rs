@@ -60,6 +60,7 @@ pub(super) struct Control {
     /// The first read that the file refused: redb serves nothing after it, so it ends the backend.
     pub read_failure: Option<Error>,
     pub stop: Option<Stop>,
+    pub role: Role,
     /// Set once, by the first failure; nothing is committed after.
     pub failed: Option<Arc<Error>>,
     pub ended: bool,
@@ -71,6 +72,17 @@ pub(super) enum Stop {
     Commit,
     /// End as a crash would: what is queued comes back from the log.
     Abandon,
+}
+
+/// Whether this is the file that the store stands on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Not yet: it was made beside the other one and may still be thrown away.
+    #[default]
+    Aside,
+    Current,
+    /// Not any more: it has no name, and is there for those who still read it.
+    Retired,
 }
 
 impl Shared {
@@ -94,6 +106,9 @@ impl Shared {
 impl Control {
     /// Why no change may come in or be waited for any more.
     pub fn refusal(&self) -> Result<(), Error> {
+        if self.role == Role::Retired {
+            return Err(Error::Replaced);
+        }
         match (&self.failed, self.stop) {
             (Some(source), _) => Err(Error::Poisoned { source: source.clone() }),
             (None, Some(_)) => Err(Error::Closed),

@@ -4,7 +4,6 @@
 //! it is pinned in memory for as long as this View lives. There is no "first here, then there", so a commit between
 //! two steps of a read can't make a value vanish, and a missing row is damage.
 
-use std::cmp::Ordering;
 use std::ops::{Bound, ControlFlow};
 use std::sync::{Arc, Weak};
 
@@ -12,18 +11,24 @@ use bytes::Bytes;
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable};
 
 use super::change::{Applied, RowId, SystemTable};
+use super::database::Facts;
 use super::error::{During, Error};
 use super::format::{self, MetaRow};
 use super::shared::Shared;
 
+/// One commit of the file: its tables, which stand still, and what it says of itself.
+pub(super) struct Tables {
+    pub meta: ReadOnlyTable<RowId, &'static [u8]>,
+    pub values: ReadOnlyTable<RowId, &'static [u8]>,
+    pub system: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    pub facts: Facts,
+}
+
 /// A state of the file that readers share. Dropping the last handle lets pinned rows go.
 pub(super) struct Published {
-    meta: ReadOnlyTable<RowId, &'static [u8]>,
-    values: ReadOnlyTable<RowId, &'static [u8]>,
-    system: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    pub tables: Arc<Tables>,
     /// Rows at or below are in this transaction, unless compaction removed them.
     bound: RowId,
-    applied: Applied,
     shared: Weak<Shared>,
 }
 
@@ -31,20 +36,23 @@ impl std::fmt::Debug for Published {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Published")
             .field("bound", &self.bound)
-            .field("applied", &self.applied)
+            .field("applied", &self.tables.facts.applied)
             .finish_non_exhaustive()
     }
 }
 
 impl Published {
-    pub fn new(db: &Database, bound: RowId, applied: Applied, shared: &Arc<Shared>) -> Result<Self, Error> {
+    pub fn new(db: &Database, facts: Facts, shared: &Arc<Shared>) -> Result<Self, Error> {
         let read = db.begin_read().during("begin a read of the backend")?;
-        Ok(Self {
+        let tables = Tables {
             meta: read.open_table(format::META).during("open table meta")?,
             values: read.open_table(format::VALUES).during("open table values")?,
             system: read.open_table(format::SYSTEM).during("open table system")?,
-            bound,
-            applied,
+            facts,
+        };
+        Ok(Self {
+            tables: Arc::new(tables),
+            bound: facts.bound,
             shared: Arc::downgrade(shared),
         })
     }
@@ -66,12 +74,8 @@ pub struct View {
     shared: Arc<Shared>,
 }
 
-/// From one version to the next so near, reading on along the leaf costs less than a new descent.
-const STEPS_MAX: i64 = 4;
-
-fn is_near(id: RowId, next: RowId) -> bool {
-    id < next && next.main - id.main <= STEPS_MAX
-}
+/// Reading on along the leaf costs less than a new descent for this many rows.
+const STEPS_MAX: usize = 4;
 
 impl View {
     pub(super) fn new(published: Arc<Published>, shared: Arc<Shared>) -> Self {
@@ -85,7 +89,7 @@ impl View {
 
     /// What the durable part of this View was made of.
     pub fn applied(&self) -> Applied {
-        self.published.applied
+        self.published.tables.facts.applied
     }
 
     /// An error of the file, as opposed to one of what is stored in it, is the last thing the file says.
@@ -99,7 +103,7 @@ impl View {
         if id > self.published.bound {
             return self.shared.pending.get(id).ok_or_else(|| Error::missing(id));
         }
-        let stored = self.file("read a value", self.published.values.get(id))?;
+        let stored = self.file("read a value", self.published.tables.values.get(id))?;
         let stored = stored.ok_or_else(|| Error::missing(id))?;
         Ok(Bytes::copy_from_slice(format::decode_value(id, stored.value())?))
     }
@@ -116,29 +120,30 @@ impl View {
                 each(at, &value.ok_or_else(|| Error::missing(id))?);
                 continue;
             }
-            if at == 0 || !is_near(ids[at - 1], id) {
-                cursor = None;
-                if ids.get(at + 1).is_none_or(|next| !is_near(id, *next)) {
-                    let stored = self.file("read a value", self.published.values.get(id))?;
-                    each(
-                        at,
-                        format::decode_value(id, stored.ok_or_else(|| Error::missing(id))?.value())?,
-                    );
-                    continue;
-                }
-            }
-            let open = match &mut cursor {
-                Some(open) => open,
-                none => none.insert(self.file("seek a value", self.published.values.lower_bound(Bound::Included(id)))?),
-            };
+            let mut steps_left = STEPS_MAX;
             loop {
-                let Some((found, stored)) = self.file("read a value", open.next())? else {
-                    return Err(Error::missing(id));
+                let (open, sought) = match &mut cursor {
+                    Some(open) if steps_left > 0 => (open, false),
+                    stale => {
+                        let seek = self
+                            .published
+                            .tables
+                            .values
+                            .lower_bound(Bound::Included(id))
+                            .during("seek a value")?;
+                        (stale.insert(seek), true)
+                    }
                 };
-                match found.value().cmp(&id) {
-                    Ordering::Less => (),
-                    Ordering::Equal => break each(at, format::decode_value(id, stored.value())?),
-                    Ordering::Greater => return Err(Error::missing(id)),
+                let next = self.file("read a value", open.next())?;
+                let found = next.as_ref().map(|(key, _)| key.value());
+                match next {
+                    Some((_, stored)) if found == Some(id) => {
+                        each(at, format::decode_value(id, stored.value())?);
+                        break;
+                    }
+                    _ if sought => return Err(Error::missing(id)),
+                    Some(_) if found < Some(id) => steps_left -= 1,
+                    _ => steps_left = 0,
                 }
             }
         }
@@ -147,7 +152,7 @@ impl View {
 
     /// All durable rows of `meta`, ascending; values are not touched. This is how the index comes back at a start.
     pub fn scan_meta(&self, mut each: impl FnMut(MetaRow<'_>)) -> Result<(), Error> {
-        for row in self.file("scan table meta", self.published.meta.iter())? {
+        for row in self.file("scan table meta", self.published.tables.meta.iter())? {
             let (id, bytes) = self.file("scan table meta", row)?;
             each(format::decode_meta(id.value(), bytes.value())?);
         }
@@ -159,7 +164,13 @@ impl View {
     pub fn scan_rows(&self, from: RowId, mut each: impl FnMut(MetaRow<'_>) -> ControlFlow<()>) -> Result<(), Error> {
         let bound = self.published.bound;
         if from <= bound {
-            for row in self.published.meta.range(from..=bound).during("scan table meta")? {
+            for row in self
+                .published
+                .tables
+                .meta
+                .range(from..=bound)
+                .during("scan table meta")?
+            {
                 let (id, bytes) = row.during("scan table meta")?;
                 if each(format::decode_meta(id.value(), bytes.value())?).is_break() {
                     return Ok(());
@@ -179,7 +190,7 @@ impl View {
     /// All durable records of one system table, ascending by key.
     pub fn scan_system(&self, table: SystemTable, mut each: impl FnMut(&[u8], &[u8])) -> Result<(), Error> {
         let from = [table as u8];
-        for record in self.file("scan table system", self.published.system.range(&from[..]..))? {
+        for record in self.file("scan table system", self.published.tables.system.range(&from[..]..))? {
             let (key, bytes) = self.file("scan table system", record)?;
             let Some(name) = key.value().strip_prefix(&from) else {
                 break;
@@ -192,7 +203,7 @@ impl View {
     /// One durable system record.
     pub fn system(&self, table: SystemTable, key: &[u8]) -> Result<Option<Bytes>, Error> {
         let key = format::system_key(table, key);
-        let stored = self.file("read a system record", self.published.system.get(&key[..]))?;
+        let stored = self.file("read a system record", self.published.tables.system.get(&key[..]))?;
         stored
             .map(|bytes| Ok(Bytes::copy_from_slice(format::decode_record(&key, bytes.value())?)))
             .transpose()

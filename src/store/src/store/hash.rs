@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use quorate_api::{Error as Answer, Revision};
 
-use super::Store;
+use super::{Shared, Store};
 use crate::backend::RowId;
 use crate::error::Error;
 use crate::mvcc::pair;
@@ -31,7 +31,7 @@ impl Store {
     /// Hashes what is there at `revision`, 0 being the newest: `key`, then each version in order of revisions with its
     /// position and its encoded pair, as etcd does. Reads everything; to be called where that may take its time.
     pub fn hash_kv(&self, revision: i64) -> Result<HashKv, Error> {
-        let shared = &*self.shared;
+        let shared = self.shared();
         // Pinned where history begins: nothing that is hashed is removed before it is.
         let (newest, compacted, pin) = {
             let mvcc = shared.mvcc.read();
@@ -48,8 +48,8 @@ impl Store {
         let mut hash = crc32c::crc32c(b"key");
         let mut from = Some(RowId::ZERO);
         while let Some(first) = from {
-            let slice = self.slice(first, at)?;
-            hash = self.hash_slice(hash, &slice.rows, at, compacted)?;
+            let slice = shared.slice(first, at)?;
+            hash = shared.hash_slice(hash, &slice.rows, at, compacted)?;
             from = slice.next;
         }
         drop(pin);
@@ -60,9 +60,11 @@ impl Store {
             compacted,
         })
     }
+}
 
+impl Shared {
     fn slice(&self, first: RowId, at: i64) -> Result<Slice, Error> {
-        let view = self.shared.backend.view()?;
+        let view = self.backend.view()?;
         let mut slice = Slice::default();
         let mut bytes = 0;
         view.scan_rows(first, |row| {
@@ -82,7 +84,7 @@ impl Store {
 
     fn hash_slice(&self, hash: u32, rows: &[(Bytes, Version)], at: i64, compacted: i64) -> Result<u32, Error> {
         let (counted, view): (Vec<_>, _) = {
-            let mvcc = self.shared.mvcc.read();
+            let mvcc = self.mvcc.read();
             let counts = |(key, version): &&(Bytes, Version)| {
                 if version.main > compacted {
                     return true;
@@ -91,7 +93,7 @@ impl Store {
                 // it leaves for watchers.
                 !version.is_tombstone() && mvcc.index.get(key, at).as_ref() == Some(version)
             };
-            (rows.iter().filter(counts).collect(), self.shared.backend.view()?)
+            (rows.iter().filter(counts).collect(), self.backend.view()?)
         };
         let live = counted.iter().filter(|(_, version)| !version.is_tombstone());
         let ids: Vec<RowId> = live.map(|(_, version)| version.row()).collect();

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use quorate_api::proto::mvccpb::KeyValue;
 use quorate_api::{Error as Answer, KeyRange, Revision};
 
-use super::Store;
+use super::{Shared, Store};
 use crate::backend::{RowId, View};
 use crate::error::Error;
 use crate::event::{Event, EventBatch, EventKind};
@@ -37,7 +37,7 @@ impl Store {
         batches_max: usize,
         bytes_max: usize,
     ) -> Result<Replay, Error> {
-        let shared = &*self.shared;
+        let shared = self.shared();
         let (view, newest, mut found) = {
             let mvcc = shared.mvcc.read();
             if from.0 < mvcc.compacted {
@@ -68,18 +68,20 @@ impl Store {
                 through
             }
         };
-        let batches = self.complete(&view, found.unwrap_or_default())?;
+        let batches = shared.complete(&view, found.unwrap_or_default())?;
         Ok(Replay {
             batches,
             through: Revision(through),
         })
     }
+}
 
+impl Shared {
     /// Adds values and predecessors.
     fn complete(&self, view: &View, found: Vec<Found>) -> Result<Vec<EventBatch>, Error> {
         let mut prevs = Vec::with_capacity(found.len());
         for some in found.chunks(LOOKUPS_PER_LOCK) {
-            let mvcc = self.shared.mvcc.read();
+            let mvcc = self.mvcc.read();
             // What is found here depends on how far compaction has come; whether it may be seen must not.
             let kept = |key: &[u8], prev: &Version| {
                 prev.main >= mvcc.compacted || mvcc.index.get(key, mvcc.compacted).as_ref() == Some(prev)

@@ -2,15 +2,17 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 
+use arc_swap::ArcSwap;
+use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::{EventSink, Mvcc, Options, Shared, Store};
+use super::{EventSink, Mvcc, Options, Root, Shared, Store};
 use crate::apply::compaction::Compaction;
 use crate::apply::{Applier, RAFT_MEMBERSHIP_RECORD};
-use crate::backend::disk::Disk;
-use crate::backend::{Backend, Recovered, SystemTable, View};
+use crate::backend::disk::{FilePlace, Place};
+use crate::backend::{Applied, Backend, Recovered, SystemTable, View};
 use crate::error::Error;
 use crate::mvcc::index::Index;
 use crate::mvcc::reads::OpenReads;
@@ -21,25 +23,42 @@ use crate::tables::Tables;
 impl Store {
     /// Opens the file at `path`, or makes it.
     pub fn open(path: &Path, options: Options, sink: Box<dyn EventSink>) -> Result<(Store, Applier), Error> {
-        let opened = Backend::open(path, options.backend.clone())?;
-        Self::restore(opened, options, sink)
+        Self::open_in(Box::new(FilePlace::new(path)), options, sink)
     }
 
-    /// The same on any disk.
-    pub fn open_disk(
-        disk: Arc<dyn Disk>,
+    /// The same at any place.
+    pub fn open_in(
+        place: Box<dyn Place>,
         options: Options,
         sink: Box<dyn EventSink>,
     ) -> Result<(Store, Applier), Error> {
-        let opened = Backend::open_disk(disk, options.backend.clone())?;
-        Self::restore(opened, options, sink)
+        let opened = Backend::open_in(&*place, options.backend.clone())?;
+        let restored = Restored::of(opened, &options, Arc::default())?;
+        restored.shared.compaction.restart(restored.is_compacted());
+        let root = Arc::new(Root {
+            current: ArcSwap::new(restored.shared.clone()),
+            place,
+            options,
+            receiving: AtomicBool::new(false),
+        });
+        let applier = Applier::new(root.clone(), restored, sink)?;
+        Ok((Store { root }, applier))
     }
+}
 
-    fn restore(
+/// What a file holds, brought back to memory.
+pub(crate) struct Restored {
+    pub shared: Arc<Shared>,
+    pub applied: Option<Applied>,
+    pub membership: Option<Bytes>,
+}
+
+impl Restored {
+    pub fn of(
         (backend, recovered): (Backend, Recovered),
-        options: Options,
-        sink: Box<dyn EventSink>,
-    ) -> Result<(Store, Applier), Error> {
+        options: &Options,
+        compaction: Arc<Compaction>,
+    ) -> Result<Self, Error> {
         let view = backend.view()?;
         let mut tables = Tables::restore(&view)?;
         let index = restore_index(&view)?;
@@ -58,13 +77,22 @@ impl Store {
             backend,
             values: Values::new(options.value_cache_bytes),
             reads: Arc::new(OpenReads::default()),
-            compaction: Compaction::new(compacted >= 0),
+            compaction,
             range_bytes_max: options.range_bytes_max,
+            installed: recovered.installed,
             revision: AtomicI64::new(revision),
             applied_index: AtomicU64::new(applied.map_or(0, |applied| applied.index)),
         });
-        let applier = Applier::new(shared.clone(), applied, membership, sink, options.background_compaction)?;
-        Ok((Store { shared }, applier))
+        Ok(Self {
+            shared,
+            applied,
+            membership,
+        })
+    }
+
+    /// There may be something that compaction has not removed.
+    pub fn is_compacted(&self) -> bool {
+        self.shared.mvcc.read().compacted >= 0
     }
 }
 
@@ -78,11 +106,9 @@ fn restore_index(view: &View) -> Result<Index, Error> {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use quorate_api::proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
 
     use super::*;
-    use crate::backend::Applied;
     use crate::command::Command;
 
     fn open(path: &Path) -> (Store, Applier) {
@@ -127,7 +153,8 @@ mod tests {
             if index % 40 == 9 {
                 store.flush().unwrap();
                 let live = {
-                    let mvcc = store.shared.mvcc.read();
+                    let shared = store.shared();
+                    let mvcc = shared.mvcc.read();
                     (
                         mvcc.index.dump(),
                         mvcc.index.keys(),
@@ -137,7 +164,8 @@ mod tests {
                 };
                 drop((store, applier));
                 (store, applier) = open(&path);
-                let mvcc = store.shared.mvcc.read();
+                let shared = store.shared();
+                let mvcc = shared.mvcc.read();
                 assert_eq!(
                     (
                         mvcc.index.dump(),

@@ -1,5 +1,7 @@
 //! Ranges, read-only transactions and single old pairs.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use parking_lot::RwLockReadGuard;
 use quorate_api::proto::etcdserverpb::request_op::Request;
@@ -26,63 +28,19 @@ pub struct TxnAnswer {
 impl Store {
     /// Reads a range at the newest revision or the one asked for. The request's key was checked.
     pub fn range(&self, request: &pb::RangeRequest) -> Result<RangeAnswer, Error> {
-        let mvcc = self.shared.mvcc.read();
-        let revision = self.shared.revision();
+        let shared = self.shared();
+        let mvcc = shared.mvcc.read();
+        let revision = shared.revision();
         let at = match Revision::from_range(request.revision) {
             None => revision,
             Some(asked) => readable(asked.0, revision, mvcc.compacted)?,
         };
-        self.gather(mvcc, request, revision, at)
-    }
-
-    /// At revision `at`, which `mvcc` says is readable.
-    fn gather(
-        &self,
-        mvcc: RwLockReadGuard<'_, Mvcc>,
-        request: &pb::RangeRequest,
-        revision: i64,
-        at: i64,
-    ) -> Result<RangeAnswer, Error> {
-        let shared = &*self.shared;
-        let mut gather = Gather::new(request, at, true)?;
-        let mut all = gather.step(&mvcc.index, SLICE_KEYS);
-        let (mut view, mut pin) = (None, None);
-        if all && !gather.spilled {
-            // Taken under the lock, a View has all rows that the index knows of.
-            if !gather.shape.keys_only() && gather.len_answered() > 0 {
-                view = Some(shared.backend.view()?);
-            }
-            drop(mvcc);
-        } else {
-            pin = Some(shared.reads.pin(at));
-            drop(mvcc);
-        }
-        while !all {
-            self.settle(&mut gather, view.as_ref())?;
-            all = gather.step(&shared.mvcc.read().index, SLICE_KEYS);
-        }
-        if gather.wants_settling() {
-            self.settle(&mut gather, view.as_ref())?;
-            gather.finish();
-        }
-        Ok(RangeAnswer::new(
-            self.shared.clone(),
-            Revision(revision),
-            gather,
-            view,
-            pin,
-        ))
-    }
-
-    fn settle(&self, gather: &mut Gather, view: Option<&View>) -> Result<(), Error> {
-        let mut fresh = None;
-        let mut value = |version: Version| self.shared.value(view, &mut fresh, version);
-        gather.settle(&mut value, self.shared.range_bytes_max)
+        shared.gather(mvcc, request, revision, at)
     }
 
     /// Runs a transaction that changes nothing (see [`crate::validate::is_read_only`]): all of it at one revision.
     pub fn read_txn(&self, request: &pb::TxnRequest) -> Result<TxnAnswer, Error> {
-        let shared = &*self.shared;
+        let shared = self.shared();
         let (revision, pin) = {
             let _mvcc = shared.mvcc.read();
             let revision = shared.revision();
@@ -90,7 +48,7 @@ impl Store {
         };
         let mut succeeded = true;
         for compare in &request.compare {
-            if !self.holds(compare, revision)? {
+            if !shared.holds(compare, revision)? {
                 succeeded = false;
                 break;
             }
@@ -103,7 +61,7 @@ impl Store {
             };
             let mvcc = shared.mvcc.read();
             let at = txn_revision(range.revision, revision, mvcc.compacted)?;
-            ranges.push(self.gather(mvcc, range, revision, at.unwrap_or(revision))?);
+            ranges.push(shared.gather(mvcc, range, revision, at.unwrap_or(revision))?);
         }
         drop(pin);
         Ok(TxnAnswer {
@@ -113,22 +71,11 @@ impl Store {
         })
     }
 
-    fn holds(&self, compare: &pb::Compare, at: i64) -> Result<bool, Error> {
-        let mut judge = Judge::new(compare);
-        let mut fresh = None;
-        loop {
-            let mvcc = self.shared.mvcc.read();
-            let value = |version| self.shared.value(None, &mut fresh, version);
-            if let Some(verdict) = judge.step(&mvcc.index, at, SLICE_KEYS, value)? {
-                return Ok(verdict);
-            }
-        }
-    }
-
     /// The pair of `key` that was written at `mod_revision`, for events that show what they replaced. None when
     /// compaction has taken it, or when there is no such version.
     pub fn pair_at(&self, key: &[u8], mod_revision: Revision) -> Result<Option<KeyValue>, Error> {
-        let mvcc = self.shared.mvcc.read();
+        let shared = self.shared();
+        let mvcc = shared.mvcc.read();
         let written = mvcc
             .index
             .versions(key)
@@ -141,14 +88,64 @@ impl Store {
         let Some(version) = written.filter(kept) else {
             return Ok(None);
         };
-        let view = self.shared.backend.view()?;
+        let view = shared.backend.view()?;
         drop(mvcc);
-        let value = self.shared.value(Some(&view), &mut None, version)?;
+        let value = shared.value(Some(&view), &mut None, version)?;
         Ok(Some(pair::key_value(Bytes::copy_from_slice(key), &version, value)))
     }
 }
 
 impl Shared {
+    /// At revision `at`, which `mvcc` says is readable.
+    fn gather(
+        self: &Arc<Self>,
+        mvcc: RwLockReadGuard<'_, Mvcc>,
+        request: &pb::RangeRequest,
+        revision: i64,
+        at: i64,
+    ) -> Result<RangeAnswer, Error> {
+        let mut gather = Gather::new(request, at, true)?;
+        let mut all = gather.step(&mvcc.index, SLICE_KEYS);
+        let (mut view, mut pin) = (None, None);
+        if all && !gather.spilled {
+            // Taken under the lock, a View has all rows that the index knows of.
+            if !gather.shape.keys_only() && gather.len_answered() > 0 {
+                view = Some(self.backend.view()?);
+            }
+            drop(mvcc);
+        } else {
+            pin = Some(self.reads.pin(at));
+            drop(mvcc);
+        }
+        while !all {
+            self.settle(&mut gather, view.as_ref())?;
+            all = gather.step(&self.mvcc.read().index, SLICE_KEYS);
+        }
+        if gather.wants_settling() {
+            self.settle(&mut gather, view.as_ref())?;
+            gather.finish();
+        }
+        Ok(RangeAnswer::new(self.clone(), Revision(revision), gather, view, pin))
+    }
+
+    fn settle(&self, gather: &mut Gather, view: Option<&View>) -> Result<(), Error> {
+        let mut fresh = None;
+        let mut value = |version: Version| self.value(view, &mut fresh, version);
+        gather.settle(&mut value, self.range_bytes_max)
+    }
+
+    fn holds(&self, compare: &pb::Compare, at: i64) -> Result<bool, Error> {
+        let mut judge = Judge::new(compare);
+        let mut fresh = None;
+        loop {
+            let mvcc = self.mvcc.read();
+            let value = |version| self.value(None, &mut fresh, version);
+            if let Some(verdict) = judge.step(&mvcc.index, at, SLICE_KEYS, value)? {
+                return Ok(verdict);
+            }
+        }
+    }
+
     /// A value from memory, from `view`, or from a View that is taken and left in `fresh`.
     pub(crate) fn value(
         &self,

@@ -5,6 +5,7 @@ use super::dispatcher::Dispatcher;
 use super::inbox::{Inbox, Woken};
 use super::{History, Options, WatchStream};
 use crate::event::EventBatch;
+use crate::store::EventSink;
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
@@ -125,6 +126,17 @@ impl Hub {
     /// Stops the threads and waits for them. Streams hand out what is queued, then end.
     pub fn stop(&self) {
         self.threads.stop();
+    }
+}
+
+/// What is applied goes straight to the watchers.
+impl EventSink for Hub {
+    fn publish(&self, batches: Vec<Arc<EventBatch>>) {
+        Hub::publish(self, batches);
+    }
+
+    fn replaced(&self) {
+        self.resync_all();
     }
 }
 

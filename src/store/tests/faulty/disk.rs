@@ -167,6 +167,9 @@ impl Disk for MemDisk {
         state.blocks.extend(touched);
         if state.now.len() < end as usize {
             state.now.resize(end as usize, 0);
+            if state.tracing {
+                state.trace.push(Op::SetLen(end));
+            }
         }
         state.now[offset as usize..end as usize].copy_from_slice(data);
         if state.tracing {

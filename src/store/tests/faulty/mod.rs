@@ -4,6 +4,8 @@
 
 pub mod disk;
 pub mod model;
+pub mod place;
+pub mod whole;
 
 /// Small, seeded, and the same everywhere.
 #[derive(Clone, Debug)]

@@ -1,16 +1,16 @@
-//! The backend file on a real disk, and the reserve file beside it (`<name>.reserve`).
+//! The backend file on a real disk, where it has its name, and what lies beside it there.
 
-use std::os::unix::fs::OpenOptionsExt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::Disk;
+use super::{Disk, Place};
 use crate::backend::Error;
 
 /// `st_blocks` counts in these, whatever the file system's block size is.
@@ -19,40 +19,19 @@ const STAT_BLOCK: u64 = 512;
 #[derive(Debug)]
 pub struct FileDisk {
     file: File,
-    reserve: File,
+    reserve: Mutex<Option<File>>,
     reserved: AtomicU64,
 }
 
 impl FileDisk {
-    /// Opens the file and locks it against other processes. A new one is first made under another name by `prepare`,
-    /// so that a crash on the way leaves no half-made file behind.
-    pub(in crate::backend) fn open(
-        path: &Path,
-        prepare: impl FnOnce(Arc<FileDisk>) -> Result<(), Error>,
-    ) -> Result<Arc<Self>, Error> {
-        if path.try_exists().map_err(failed("look for backend file", path))? {
-            return Self::open_one(path, path, false);
-        }
-        let new = with_suffix(path, ".new");
-        let disk = Self::open_one(&new, path, true)?;
-        prepare(disk.clone())?;
-        disk.file.sync_all().map_err(failed("sync new backend file", &new))?;
-        std::fs::rename(&new, path).map_err(failed("name new backend file", path))?;
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(failed("sync the folder of backend file", path))?;
-        Ok(disk)
-    }
-
-    fn open_one(path: &Path, beside: &Path, new: bool) -> Result<Arc<Self>, Error> {
+    /// Opens the file and locks it against other processes.
+    fn open(path: &Path, new: bool) -> Result<Arc<Self>, Error> {
         let open = OpenOptions::new()
             .read(true)
             .write(true)
             .create(new)
             .truncate(false)
+            .mode(0o600)
             .open(path);
         let file = open.map_err(failed("open backend file", path))?;
         match file.try_lock() {
@@ -64,24 +43,121 @@ impl FileDisk {
             // What a crashed attempt left, if anything.
             file.set_len(0).map_err(failed("empty backend file", path))?;
         }
-        let reserve_path = with_suffix(beside, ".reserve");
+        Ok(Arc::new(Self {
+            file,
+            reserve: Mutex::default(),
+            reserved: AtomicU64::new(0),
+        }))
+    }
+
+    fn open_reserve(&self, path: &Path) -> Result<(), Error> {
         let open = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(&reserve_path);
-        let reserve = open.map_err(failed("open reserve file", &reserve_path))?;
-        let stat = reserve
-            .metadata()
-            .map_err(failed("look at reserve file", &reserve_path))?;
-        let reserved = AtomicU64::new(stat.len().min(stat.blocks() * STAT_BLOCK));
-        Ok(Arc::new(Self {
-            file,
-            reserve,
-            reserved,
-        }))
+            .open(path);
+        let reserve = open.map_err(failed("open reserve file", path))?;
+        let stat = reserve.metadata().map_err(failed("look at reserve file", path))?;
+        self.reserved
+            .store(stat.len().min(stat.blocks() * STAT_BLOCK), Ordering::Release);
+        *self.reserve.lock() = Some(reserve);
+        Ok(())
+    }
+
+    /// The reserve belongs to the file that has the name.
+    fn take_reserve_of(&self, other: &Self) {
+        let reserve = other.reserve.lock().take();
+        self.reserved
+            .store(other.reserved.swap(0, Ordering::AcqRel), Ordering::Release);
+        *self.reserve.lock() = reserve;
+    }
+}
+
+/// A path, with the reserve (`<name>.reserve`) and a file under way (`<name>.incoming`) beside it.
+#[derive(Debug)]
+pub struct FilePlace {
+    path: PathBuf,
+    files: Mutex<Files>,
+}
+
+/// Who has a file open keeps it; the place only finds it again.
+#[derive(Debug, Default)]
+struct Files {
+    current: Weak<FileDisk>,
+    incoming: Weak<FileDisk>,
+}
+
+impl FilePlace {
+    pub fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            files: Mutex::default(),
+        }
+    }
+
+    fn incoming_path(&self) -> PathBuf {
+        with_suffix(&self.path, ".incoming")
+    }
+
+    fn reserve_path(&self) -> PathBuf {
+        with_suffix(&self.path, ".reserve")
+    }
+
+    fn sync_folder(&self) -> Result<(), Error> {
+        let folder = self
+            .path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(failed("sync the folder of backend file", &self.path))
+    }
+}
+
+impl Place for FilePlace {
+    fn current(&self) -> Result<Option<Arc<dyn Disk>>, Error> {
+        let path = &self.path;
+        if !path.try_exists().map_err(failed("look for backend file", path))? {
+            return Ok(None);
+        }
+        let disk = FileDisk::open(path, false)?;
+        disk.open_reserve(&self.reserve_path())?;
+        // What a crash left of one under way. Nobody else makes one while the file is locked.
+        self.discard();
+        self.files.lock().current = Arc::downgrade(&disk);
+        Ok(Some(disk))
+    }
+
+    fn incoming(&self) -> Result<Arc<dyn Disk>, Error> {
+        let disk = FileDisk::open(&self.incoming_path(), true)?;
+        self.files.lock().incoming = Arc::downgrade(&disk);
+        Ok(disk)
+    }
+
+    fn adopt(&self) -> Result<(), Error> {
+        let mut files = self.files.lock();
+        let path = &self.path;
+        let gone = || failed("name new backend file", path)(io::ErrorKind::NotFound.into());
+        let disk = files.incoming.upgrade().ok_or_else(gone)?;
+        disk.file.sync_all().map_err(failed("sync new backend file", path))?;
+        std::fs::rename(self.incoming_path(), path).map_err(failed("name new backend file", path))?;
+        self.sync_folder()?;
+        match files.current.upgrade() {
+            Some(old) => disk.take_reserve_of(&old),
+            None => disk.open_reserve(&self.reserve_path())?,
+        }
+        *files = Files {
+            current: Arc::downgrade(&disk),
+            incoming: Weak::new(),
+        };
+        Ok(())
+    }
+
+    fn discard(&self) {
+        // At worst it takes space until the next one, which empties it.
+        let _ = std::fs::remove_file(self.incoming_path());
     }
 }
 
@@ -129,15 +205,24 @@ impl Disk for FileDisk {
     }
 
     fn reserve(&self, bytes: u64) -> io::Result<()> {
+        let reserve = self.reserve.lock();
+        let Some(reserve) = &*reserve else {
+            // A file without the name has none, and gets none.
+            return if bytes == 0 {
+                Ok(())
+            } else {
+                Err(io::ErrorKind::Unsupported.into())
+            };
+        };
         let now = self.reserved();
         if bytes > now {
-            match fallocate(&self.reserve, FallocateFlags::empty(), now, bytes - now) {
+            match fallocate(reserve, FallocateFlags::empty(), now, bytes - now) {
                 // Without the call, blocks are had by writing them.
-                Err(rustix::io::Errno::OPNOTSUPP) => fill(&self.reserve, now, bytes)?,
+                Err(rustix::io::Errno::OPNOTSUPP) => fill(reserve, now, bytes)?,
                 result => result?,
             }
         } else {
-            self.reserve.set_len(bytes)?;
+            reserve.set_len(bytes)?;
         }
         self.reserved.store(bytes, Ordering::Release);
         Ok(())

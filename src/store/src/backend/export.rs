@@ -1,0 +1,177 @@
+//! Reading a commit of the file out as a stream, see [`stream`](super::stream). Rows go as they are stored, with the
+//! CRC that they were written with, which is checked on the way: damage is not handed on.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::change::{RowId, SystemTable};
+use super::database::Facts;
+use super::error::{During, Error};
+use super::format::{self, OWN};
+use super::shared::Shared;
+use super::stream::{self, Counts, Header, Sealer};
+use super::view::Tables;
+
+/// Pieces have about this size, or that of their one row.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// One commit, standing still. It pins pages of the file, and nothing in memory.
+#[derive(Clone)]
+pub(crate) struct Image {
+    tables: Arc<Tables>,
+    shared: Arc<Shared>,
+}
+
+impl Image {
+    pub(super) fn new(tables: Arc<Tables>, shared: Arc<Shared>) -> Self {
+        Self { tables, shared }
+    }
+
+    pub fn facts(&self) -> &Facts {
+        &self.tables.facts
+    }
+
+    pub fn system(&self, table: SystemTable, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        let key = format::system_key(table, key);
+        let stored = self.file(self.tables.system.get(&key[..]))?;
+        stored
+            .map(|bytes| Ok(Bytes::copy_from_slice(format::decode_record(&key, bytes.value())?)))
+            .transpose()
+    }
+
+    pub fn pieces(&self) -> Pieces {
+        Pieces {
+            image: self.clone(),
+            sealer: Sealer::default(),
+            at: At::Header,
+            counts: Counts::default(),
+        }
+    }
+
+    fn file<T>(&self, result: Result<T, impl Into<redb::Error>>) -> Result<T, Error> {
+        let result = result.during("read an image out of the file");
+        result.inspect_err(|error| self.shared.read_failed(error))
+    }
+}
+
+/// The stream, piece by piece; after an error there are no more.
+pub(crate) struct Pieces {
+    image: Image,
+    sealer: Sealer,
+    at: At,
+    counts: Counts,
+}
+
+enum At {
+    Header,
+    Rows(Bound<RowId>),
+    Records(Bound<Vec<u8>>),
+    End,
+    Done,
+}
+
+impl Iterator for Pieces {
+    type Item = Result<Bytes, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let piece = match std::mem::replace(&mut self.at, At::Done) {
+                At::Header => {
+                    self.at = At::Rows(Bound::Unbounded);
+                    Ok(Some(self.header()))
+                }
+                At::Rows(from) => self.rows(from),
+                At::Records(from) => self.records(from),
+                At::End => self.sealer.end(self.counts).map(Some),
+                At::Done => return None,
+            };
+            match piece {
+                Ok(None) => {}
+                Ok(Some(piece)) => return Some(Ok(piece)),
+                Err(error) => {
+                    self.at = At::Done;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+}
+
+impl Pieces {
+    fn header(&mut self) -> Bytes {
+        let Facts {
+            applied,
+            revision,
+            compacted,
+            applied_before: _,
+            in_use: _,
+            bound: _,
+            installed: _,
+        } = *self.image.facts();
+        self.sealer.header(&Header {
+            applied,
+            revision,
+            compacted,
+        })
+    }
+
+    /// Each piece begins with a descent of its own: nothing of the file is held between two of them.
+    fn rows(&mut self, from: Bound<RowId>) -> Result<Option<Bytes>, Error> {
+        let image = &self.image;
+        let range = (from, Bound::Unbounded);
+        let mut values = image.file(image.tables.values.range::<RowId>(range))?;
+        let mut body = Sealer::body(PIECE_BYTES);
+        let begun = body.len();
+        self.at = At::Records(Bound::Unbounded);
+        for row in image.file(image.tables.meta.range::<RowId>(range))? {
+            let (id, meta) = image.file(row)?;
+            let (id, meta) = (id.value(), meta.value());
+            let value = match format::decode_meta(id, meta)?.tombstone {
+                true => None,
+                false => {
+                    let next = values.next().ok_or_else(|| Error::missing(id))?;
+                    let (of, value) = image.file(next)?;
+                    if of.value() != id {
+                        return Err(Error::missing(id));
+                    }
+                    format::decode_value(id, value.value())?;
+                    Some(value)
+                }
+            };
+            stream::put_row(&mut body, id, meta, value.as_ref().map(|value| value.value()));
+            self.counts.rows += 1;
+            if body.len() >= PIECE_BYTES {
+                self.at = At::Rows(Bound::Excluded(id));
+                break;
+            }
+        }
+        let any = body.len() > begun;
+        any.then(|| self.sealer.rows(body)).transpose()
+    }
+
+    fn records(&mut self, from: Bound<Vec<u8>>) -> Result<Option<Bytes>, Error> {
+        let image = &self.image;
+        // The backend's own are in the header.
+        let from = match &from {
+            Bound::Unbounded => Bound::Included(&[OWN + 1][..]),
+            from => from.as_ref().map(Vec::as_slice),
+        };
+        let mut body = Sealer::body(0);
+        let begun = body.len();
+        self.at = At::End;
+        for record in image.file(image.tables.system.range::<&[u8]>((from, Bound::Unbounded)))? {
+            let (key, record) = image.file(record)?;
+            format::decode_record(key.value(), record.value())?;
+            stream::put_record(&mut body, key.value(), record.value());
+            self.counts.records += 1;
+            if body.len() >= PIECE_BYTES {
+                self.at = At::Records(Bound::Excluded(key.value().to_vec()));
+                break;
+            }
+        }
+        let any = body.len() > begun;
+        any.then(|| self.sealer.records(body)).transpose()
+    }
+}

@@ -1,0 +1,213 @@
+//! Writing a new file from a stream, see [`stream`](super::stream). The file is nobody's yet: whatever goes wrong with
+//! stream or disk, it is thrown away and the store has noticed nothing. Only when the end has come and everything
+//! agrees with it does a last commit say what the file is of.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use redb::Database;
+
+use super::change::RowId;
+use super::database::{self, Size};
+use super::disk::{Disk, Patient};
+use super::error::{During, Error};
+use super::format::{self, OWN, ROW_ID_LEN};
+use super::stream::{self, Counts, Decoder, Header, Part, StreamRow, bad};
+
+pub(crate) struct Import {
+    disk: Arc<dyn Disk>,
+    db: Database,
+    decoder: Decoder,
+    /// So much is written by one commit.
+    commit_bytes: usize,
+    header: Option<Header>,
+    end: Option<Counts>,
+    /// Of what came so far.
+    counts: Counts,
+    size: Size,
+    newest: RowId,
+    last_key: Bytes,
+    /// Came, but is not written.
+    rows: Vec<StreamRow>,
+    records: Vec<(Bytes, Bytes)>,
+    bytes: usize,
+    failed: bool,
+}
+
+impl Import {
+    /// Into an empty disk.
+    pub fn new(disk: Arc<dyn Disk>, cache_bytes: usize, commit_bytes: usize) -> Result<Self, Error> {
+        let opened = database::open(Patient::new(disk.clone(), 0), cache_bytes)?;
+        Ok(Self {
+            disk,
+            db: opened.db,
+            decoder: Decoder::default(),
+            commit_bytes,
+            header: None,
+            end: None,
+            counts: Counts::default(),
+            size: Size { in_use: 0 },
+            newest: RowId::ZERO,
+            last_key: Bytes::new(),
+            rows: Vec::new(),
+            records: Vec::new(),
+            bytes: 0,
+            failed: false,
+        })
+    }
+
+    /// The next bytes, cut anywhere. After an error nothing more is taken.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        if self.failed {
+            return Err(bad("an earlier part of it was refused"));
+        }
+        let result = self.take(bytes);
+        self.failed = result.is_err();
+        result
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.decoder.push(bytes);
+        while let Some(part) = self.decoder.next()? {
+            match part {
+                Part::Header(header) => self.header = Some(checked(header)?),
+                Part::Rows(mut body) => {
+                    self.bytes += body.len();
+                    while !body.is_empty() {
+                        let row = stream::take_row(&mut body)?;
+                        self.take_row(row)?;
+                    }
+                }
+                Part::Records(mut body) => {
+                    self.bytes += body.len();
+                    while !body.is_empty() {
+                        let (key, record) = stream::take_record(&mut body)?;
+                        self.take_record(key, record)?;
+                    }
+                }
+                Part::End(end) => self.end = Some(end),
+            }
+            if self.bytes >= self.commit_bytes {
+                self.commit(None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_row(&mut self, row: StreamRow) -> Result<(), Error> {
+        let StreamRow { id, meta, value } = &row;
+        let revision = self.header.map_or(0, |header| header.revision);
+        if *id <= self.newest || id.main > revision {
+            return Err(bad(format!("revision {}.{} is out of order", id.main, id.sub)));
+        }
+        let told = format::decode_meta(*id, meta).map_err(as_bad)?;
+        let len = match value {
+            Some(value) => Some(format::decode_value(*id, value).map_err(as_bad)?.len() as u64),
+            None => None,
+        };
+        if len != (!told.tombstone).then_some(told.value_len) {
+            return Err(bad(format!("revision {}.{} contradicts itself", id.main, id.sub)));
+        }
+        self.size.add(ROW_ID_LEN, meta.len());
+        if let Some(value) = value {
+            self.size.add(ROW_ID_LEN, value.len());
+        }
+        self.newest = *id;
+        self.counts.rows += 1;
+        self.rows.push(row);
+        Ok(())
+    }
+
+    fn take_record(&mut self, key: Bytes, record: Bytes) -> Result<(), Error> {
+        if key <= self.last_key || key.first() == Some(&OWN) {
+            return Err(bad(format!("system record {} is out of order", key.escape_ascii())));
+        }
+        format::decode_record(&key, &record).map_err(as_bad)?;
+        self.size.add(key.len(), record.len());
+        self.last_key = key.clone();
+        self.counts.records += 1;
+        self.records.push((key, record));
+        Ok(())
+    }
+
+    fn commit(&mut self, whole: Option<Header>) -> Result<(), Error> {
+        let write = database::begin(&self.db)?;
+        {
+            let mut meta = write.open_table(format::META).during("open table meta")?;
+            let mut values = write.open_table(format::VALUES).during("open table values")?;
+            let mut system = write.open_table(format::SYSTEM).during("open table system")?;
+            let unbounded = Bound::<RowId>::Unbounded;
+            let mut end = meta.upper_bound_mut(unbounded).during("write table meta")?;
+            for row in &self.rows {
+                end.insert_before(row.id, &row.meta[..]).during("write table meta")?;
+            }
+            end.close().during("write table meta")?;
+            let mut end = values.upper_bound_mut(unbounded).during("write table values")?;
+            for row in &self.rows {
+                if let Some(value) = &row.value {
+                    end.insert_before(row.id, &value[..]).during("write table values")?;
+                }
+            }
+            end.close().during("write table values")?;
+            for (key, record) in &self.records {
+                system.insert(&key[..], &record[..]).during("write a system record")?;
+            }
+            if let Some(Header {
+                applied,
+                revision,
+                compacted,
+            }) = whole
+            {
+                database::put_position(&mut system, format::APPLIED_RECORD, applied)?;
+                // There is no earlier state of this file to fall back to.
+                database::put_position(&mut system, format::APPLIED_BEFORE_RECORD, applied)?;
+                database::put_position(&mut system, format::INSTALLED_RECORD, applied)?;
+                database::put_number(&mut system, format::REVISION_RECORD, revision as u64)?;
+                database::put_number(&mut system, format::COMPACTED_RECORD, compacted as u64)?;
+                database::put_number(&mut system, format::IN_USE_RECORD, self.size.in_use)?;
+            }
+        }
+        write.commit().during("write an image that came")?;
+        self.rows.clear();
+        self.records.clear();
+        self.bytes = 0;
+        Ok(())
+    }
+
+    /// All of it has come. The file is durable, and closed.
+    pub fn finish(mut self) -> Result<Arc<dyn Disk>, Error> {
+        if self.failed {
+            return Err(bad("an earlier part of it was refused"));
+        }
+        let (Some(header), Some(end), true) = (self.header, self.end, self.decoder.is_whole()) else {
+            return Err(bad("it ends early"));
+        };
+        if end != self.counts {
+            return Err(bad(format!("it has {:?} and should have {end:?}", self.counts)));
+        }
+        self.commit(Some(header))?;
+        self.db.close().during("close an image that came")?;
+        Ok(self.disk)
+    }
+}
+
+fn checked(header: Header) -> Result<Header, Error> {
+    let Header {
+        applied: _,
+        revision,
+        compacted,
+    } = header;
+    if revision < 1 {
+        return Err(bad("it is of a store that nothing was applied to"));
+    }
+    if !(-1..=revision).contains(&compacted) {
+        return Err(bad(format!("compacted at {compacted} of revision {revision}")));
+    }
+    Ok(header)
+}
+
+/// Damage on the way is not damage of this member.
+fn as_bad(error: Error) -> Error {
+    bad(error.to_string())
+}
