@@ -297,7 +297,7 @@ impl EventSink for ToHub {
     }
 
     fn replaced(&self) {
-        if let Some(hub) = self.0.get() {
+        if let Some(hub) = self.hub.get() {
             hub.resync_all();
         }
     }
