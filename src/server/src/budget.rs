@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Budget {
     units: Arc<Semaphore>,
     total: usize,
+    patience: Duration,
 }
 
 /// A reservation; dropping it gives the bytes back.
@@ -27,8 +28,12 @@ pub struct Reserved {
 
 impl Budget {
     pub fn new(bytes: usize) -> Self {
+        Self::with_patience(bytes, PATIENCE)
+    }
+
+    fn with_patience(bytes: usize, patience: Duration) -> Self {
         let total = (bytes / UNIT_BYTES).clamp(1, u32::MAX as usize);
-        Self { units: Arc::new(Semaphore::new(total)), total }
+        Self { units: Arc::new(Semaphore::new(total)), total, patience }
     }
 
     /// Reserves `bytes`, waiting for others if need be. A request larger than the whole budget gets ResourceExhausted
@@ -39,7 +44,7 @@ impl Budget {
             return Err(self.exhausted(bytes));
         }
         let permit = self.units.clone().acquire_many_owned(units as u32);
-        match tokio::time::timeout(PATIENCE, permit).await {
+        match tokio::time::timeout(self.patience, permit).await {
             Ok(Ok(permit)) => Ok(Reserved { _permit: permit }),
             _ => Err(self.exhausted(bytes)),
         }
@@ -58,9 +63,9 @@ impl Budget {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_is_given_back_can_be_had_again() {
-        let budget = Budget::new(10 << 10);
+        let budget = Budget::with_patience(10 << 10, Duration::from_millis(10));
         let first = budget.reserve(8 << 10).await.unwrap();
         assert_eq!(budget.reserve(4 << 10).await.unwrap_err().code, Code::ResourceExhausted);
         drop(first);

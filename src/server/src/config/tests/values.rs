@@ -21,6 +21,8 @@ fn defaults_are_etcds() {
         initial_cluster_token: "etcd-cluster".into(),
         strict_reconfig_check: true,
         client_tls: TlsFiles::default(),
+        cors: None,
+        host_whitelist: None,
         quota_backend: Some(ByteSize(2_147_483_648)),
         max_request: ByteSize(1_572_864),
         max_txn_ops: 128,
