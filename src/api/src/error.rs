@@ -164,7 +164,10 @@ pub mod transport {
 
     /// The same on a streaming call, where Go words it differently.
     pub fn bad_stream_message(why: impl std::fmt::Display) -> Status {
-        Status::new(Code::Internal, format!("grpc: failed to unmarshal the received message: {why}"))
+        Status::new(
+            Code::Internal,
+            format!("grpc: failed to unmarshal the received message: {why}"),
+        )
     }
 }
 

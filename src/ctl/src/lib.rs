@@ -38,6 +38,9 @@ mod tests {
 
     #[test]
     fn versions_name_both_the_program_and_the_api() {
-        assert_eq!(versions(), format!("quoratectl version: {}\nAPI version: 3.7\n", env!("CARGO_PKG_VERSION")));
+        assert_eq!(
+            versions(),
+            format!("quoratectl version: {}\nAPI version: 3.7\n", env!("CARGO_PKG_VERSION"))
+        );
     }
 }

@@ -71,7 +71,10 @@ impl Batch {
         head.put_u64_le(origin.member);
         head.put_u64_le(origin.boot);
         head.put_u64_le(origin.sequence);
-        Self { payload: buffer.freeze(), origin }
+        Self {
+            payload: buffer.freeze(),
+            origin,
+        }
     }
 
     pub fn origin(&self) -> Origin {
@@ -85,7 +88,11 @@ impl Batch {
 
     fn from_payload(payload: Bytes) -> Result<Self, Error> {
         let mut head = payload.get(1..HEAD).ok_or(Error::Short { len: payload.len() })?;
-        let origin = Origin { member: head.get_u64_le(), boot: head.get_u64_le(), sequence: head.get_u64_le() };
+        let origin = Origin {
+            member: head.get_u64_le(),
+            boot: head.get_u64_le(),
+            sequence: head.get_u64_le(),
+        };
         Ok(Self { payload, origin })
     }
 }
@@ -130,15 +137,21 @@ pub fn decode_membership(mut raw: &[u8]) -> Result<Membership, Error> {
     let short = Error::Short { len: raw.len() };
     let mut configs = Vec::new();
     for _ in 0..get_u32(&mut raw).ok_or(Error::Short { len: 0 })? {
-        let Some(ids) = get_ids(&mut raw) else { return Err(short) };
+        let Some(ids) = get_ids(&mut raw) else {
+            return Err(short);
+        };
         configs.push(ids);
     }
-    let Some(nodes) = get_ids(&mut raw) else { return Err(short) };
+    let Some(nodes) = get_ids(&mut raw) else {
+        return Err(short);
+    };
     let nodes: BTreeMap<u64, EmptyNode> = nodes.into_iter().map(|id| (id, EmptyNode::new())).collect();
     if configs.is_empty() && nodes.is_empty() {
         return Ok(Membership::default());
     }
-    Membership::new(configs, nodes).map_err(|error| Error::Membership { reason: error.to_string() })
+    Membership::new(configs, nodes).map_err(|error| Error::Membership {
+        reason: error.to_string(),
+    })
 }
 
 fn put_ids(out: &mut BytesMut, ids: impl Iterator<Item = u64>) {
@@ -178,7 +191,13 @@ impl fmt::Debug for Batch {
 impl fmt::Display for Batch {
     /// Never the content: keys and values stay out of logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "batch {} of {:x}, {} bytes", self.origin.sequence, self.origin.member, self.payload.len())
+        write!(
+            f,
+            "batch {} of {:x}, {} bytes",
+            self.origin.sequence,
+            self.origin.member,
+            self.payload.len()
+        )
     }
 }
 
@@ -190,15 +209,35 @@ mod tests {
 
     fn batch() -> Batch {
         let mut buffer = Batch::buffer(64);
-        let put = Command::Put(PutRequest { key: "k".into(), value: "v".into(), ..Default::default() });
+        let put = Command::Put(PutRequest {
+            key: "k".into(),
+            value: "v".into(),
+            ..Default::default()
+        });
         command::encode_into(&mut buffer, &put);
-        Batch::seal(buffer, Origin { member: 7, boot: 8, sequence: 9 })
+        Batch::seal(
+            buffer,
+            Origin {
+                member: 7,
+                boot: 8,
+                sequence: 9,
+            },
+        )
     }
 
     #[test]
     fn payloads_read_back_as_they_were_written() {
-        let Payload::Normal(back) = decode(encode(&Payload::Normal(batch()))).unwrap() else { panic!("not a batch") };
-        assert_eq!(back.origin(), Origin { member: 7, boot: 8, sequence: 9 });
+        let Payload::Normal(back) = decode(encode(&Payload::Normal(batch()))).unwrap() else {
+            panic!("not a batch")
+        };
+        assert_eq!(
+            back.origin(),
+            Origin {
+                member: 7,
+                boot: 8,
+                sequence: 9
+            }
+        );
         assert_eq!(back.commands().unwrap().len(), 1);
         assert!(matches!(decode(encode(&Payload::Blank)).unwrap(), Payload::Blank));
 
@@ -218,8 +257,16 @@ mod tests {
             assert!(decode(whole.slice(..cut)).is_err(), "cut at {cut}");
         }
         assert!(decode(Bytes::from_static(&[BATCH, 1, 2])).is_err());
-        assert!(matches!(decode(Bytes::from_static(&[9])), Err(Error::UnknownKind { kind: 9 })));
-        assert!(decode(Bytes::from_static(&[MEMBERSHIP, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])).is_err());
+        assert!(matches!(
+            decode(Bytes::from_static(&[9])),
+            Err(Error::UnknownKind { kind: 9 })
+        ));
+        assert!(
+            decode(Bytes::from_static(&[
+                MEMBERSHIP, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff
+            ]))
+            .is_err()
+        );
     }
 
     #[test]

@@ -93,7 +93,10 @@ struct Deadline {
 
 impl Lessor {
     pub fn new(clock: Box<dyn Clock>) -> Self {
-        Self { clock, state: Mutex::new(None) }
+        Self {
+            clock,
+            state: Mutex::new(None),
+        }
     }
 
     /// Starts to keep time of the leases that `read` finds. `extend` is added to each deadline, since the last leader may
@@ -104,10 +107,18 @@ impl Lessor {
     pub fn lead(&self, term: u64, extend: Duration, read: impl FnOnce() -> Vec<Known>) {
         let mut state = self.state.lock();
         let now = self.clock.now();
-        let mut leading = Leading { term, leases: HashMap::new(), queue: BinaryHeap::new() };
+        let mut leading = Leading {
+            term,
+            leases: HashMap::new(),
+            queue: BinaryHeap::new(),
+        };
         for lease in read() {
             let left = secs(lease.remaining_secs.unwrap_or(lease.ttl_secs));
-            leading.insert(lease.id, lease.ttl_secs, now.saturating_add(extend).saturating_add(left));
+            leading.insert(
+                lease.id,
+                lease.ttl_secs,
+                now.saturating_add(extend).saturating_add(left),
+            );
         }
         *state = Some(leading);
     }
@@ -136,13 +147,17 @@ impl Lessor {
     pub fn renew(&self, id: i64) -> Renewal {
         let now = self.clock.now();
         let mut state = self.state.lock();
-        let Some(leading) = state.as_mut() else { return Renewal::NotLeader };
+        let Some(leading) = state.as_mut() else {
+            return Renewal::NotLeader;
+        };
         match leading.leases.get_mut(&id) {
             None => Renewal::Unknown,
             Some(lease) if lease.ending || lease.at <= now => Renewal::Ending,
             Some(lease) => {
                 lease.at = now.saturating_add(secs(lease.ttl_secs));
-                Renewal::Renewed { ttl_secs: lease.ttl_secs }
+                Renewal::Renewed {
+                    ttl_secs: lease.ttl_secs,
+                }
             }
         }
     }
@@ -153,13 +168,21 @@ impl Lessor {
         let state = self.state.lock();
         let lease = state.as_ref()?.leases.get(&id)?;
         let remaining_secs = i64::try_from(lease.at.saturating_sub(now).as_secs()).unwrap_or(i64::MAX);
-        Some(TimeToLive { granted_secs: lease.ttl_secs, remaining_secs })
+        Some(TimeToLive {
+            granted_secs: lease.ttl_secs,
+            remaining_secs,
+        })
     }
 
     /// Ids of all leases that are kept, soonest end first; `None` when this member does not lead.
     pub fn by_deadline(&self) -> Option<Vec<i64>> {
         let state = self.state.lock();
-        let mut all: Vec<_> = state.as_ref()?.leases.iter().map(|(id, lease)| (lease.at, *id)).collect();
+        let mut all: Vec<_> = state
+            .as_ref()?
+            .leases
+            .iter()
+            .map(|(id, lease)| (lease.at, *id))
+            .collect();
         all.sort_unstable();
         Some(all.into_iter().map(|(_, id)| id).collect())
     }
@@ -176,7 +199,9 @@ impl Lessor {
                 Some(Reverse((at, _))) if *at <= now => {}
                 _ => break,
             }
-            let Some(Reverse((_, id))) = leading.queue.pop() else { break };
+            let Some(Reverse((_, id))) = leading.queue.pop() else {
+                break;
+            };
             match leading.leases.get_mut(&id) {
                 Some(lease) if lease.ending => {}
                 Some(lease) if lease.at <= now => {
@@ -203,7 +228,14 @@ impl Lessor {
 
 impl Leading {
     fn insert(&mut self, id: i64, ttl_secs: i64, at: Duration) {
-        self.leases.insert(id, Deadline { ttl_secs, at, ending: false });
+        self.leases.insert(
+            id,
+            Deadline {
+                ttl_secs,
+                at,
+                ending: false,
+            },
+        );
         self.queue.push(Reverse((at, id)));
     }
 }
@@ -246,9 +278,19 @@ mod tests {
         lessor.granted(7, 5);
         clock.advance(4);
         assert_eq!(lessor.expired(10), None);
-        assert_eq!(lessor.time_to_live(7), Some(TimeToLive { granted_secs: 5, remaining_secs: 1 }));
+        assert_eq!(
+            lessor.time_to_live(7),
+            Some(TimeToLive {
+                granted_secs: 5,
+                remaining_secs: 1
+            })
+        );
         clock.advance(1);
-        assert_eq!(lessor.renew(7), Renewal::Ending, "too late, even before the scan saw it");
+        assert_eq!(
+            lessor.renew(7),
+            Renewal::Ending,
+            "too late, even before the scan saw it"
+        );
         assert_eq!(lessor.expired(10), Some((3, vec![7])));
         assert_eq!(lessor.expired(10), None);
         lessor.retry(7);
@@ -274,8 +316,16 @@ mod tests {
     #[test]
     fn a_new_leader_starts_from_what_was_replicated() {
         let (lessor, clock) = leading(&[
-            Known { id: 1, ttl_secs: 10, remaining_secs: None },
-            Known { id: 2, ttl_secs: 1000, remaining_secs: Some(4) },
+            Known {
+                id: 1,
+                ttl_secs: 10,
+                remaining_secs: None,
+            },
+            Known {
+                id: 2,
+                ttl_secs: 1000,
+                remaining_secs: Some(4),
+            },
         ]);
         assert_eq!(lessor.by_deadline(), Some(vec![2, 1]));
         clock.advance(5);
@@ -306,7 +356,10 @@ mod tests {
         lessor.granted(7, 5);
         lessor.follow();
         clock.advance(100);
-        assert_eq!((lessor.expired(10), lessor.renew(7), lessor.by_deadline()), (None, Renewal::NotLeader, None));
+        assert_eq!(
+            (lessor.expired(10), lessor.renew(7), lessor.by_deadline()),
+            (None, Renewal::NotLeader, None)
+        );
     }
 
     #[test]

@@ -6,8 +6,8 @@ use crate::types::{Entry, LogId, TypeConfig, Vote, log_id, position};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{Stream, stream};
 use openraft::entry::RaftEntry;
-use openraft::vote::leader_id_std::LeaderId;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::vote::leader_id_std::LeaderId;
 use openraft::{OptionalSend, RaftLogReader};
 use quorate_wal::{LogPos, Wal};
 use std::fmt::Debug;
@@ -31,7 +31,10 @@ pub struct LogStore {
 
 impl LogStore {
     pub fn new(wal: Wal) -> Self {
-        Self { wal, appended: Arc::default() }
+        Self {
+            wal,
+            appended: Arc::default(),
+        }
     }
 
     /// Payload bytes appended by this process so far: with it, purging follows the size of the log.
@@ -44,7 +47,12 @@ impl LogStore {
         if range.is_empty() {
             return Ok(Vec::new());
         }
-        self.wal.read(position(range.start)..position(range.end), max_bytes).map_err(other)?.into_iter().map(to_entry).collect()
+        self.wal
+            .read(position(range.start)..position(range.end), max_bytes)
+            .map_err(other)?
+            .into_iter()
+            .map(to_entry)
+            .collect()
     }
 
     fn bounds(&self, range: &impl RangeBounds<u64>) -> std::ops::Range<u64> {
@@ -113,7 +121,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let (purged, last) = self.wal.state();
         let last_purged_log_id = purged.map(from_pos);
-        Ok(LogState { last_purged_log_id, last_log_id: last.map(from_pos).or(last_purged_log_id) })
+        Ok(LogState {
+            last_purged_log_id,
+            last_log_id: last.map(from_pos).or(last_purged_log_id),
+        })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -144,11 +155,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     {
         let entries: Vec<_> = entries
             .into_iter()
-            .map(|entry| quorate_wal::Entry { pos: to_pos(entry.log_id()), payload: batch::encode(&entry.payload) })
+            .map(|entry| quorate_wal::Entry {
+                pos: to_pos(entry.log_id()),
+                payload: batch::encode(&entry.payload),
+            })
             .collect();
         let bytes: usize = entries.iter().map(|entry| entry.payload.len()).sum();
         self.appended.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.wal.append(entries, Box::new(move |result| callback.io_completed(result.map_err(other))));
+        self.wal.append(
+            entries,
+            Box::new(move |result| callback.io_completed(result.map_err(other))),
+        );
         Ok(())
     }
 
@@ -184,7 +201,10 @@ fn other(error: quorate_wal::Error) -> io::Error {
 }
 
 fn to_pos(id: LogId) -> LogPos {
-    LogPos { term: id.leader_id.term, index: position(id.index) }
+    LogPos {
+        term: id.leader_id.term,
+        index: position(id.index),
+    }
 }
 
 fn from_pos(pos: LogPos) -> LogId {
@@ -192,8 +212,12 @@ fn from_pos(pos: LogPos) -> LogId {
 }
 
 fn to_entry(entry: quorate_wal::Entry) -> io::Result<Entry> {
-    let payload = batch::decode(entry.payload)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("entry {}: {error}", entry.pos.index)))?;
+    let payload = batch::decode(entry.payload).map_err(|error| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("entry {}: {error}", entry.pos.index),
+        )
+    })?;
     Ok(Entry::new(from_pos(entry.pos), payload))
 }
 
@@ -211,6 +235,12 @@ fn decode_vote(mut raw: Bytes) -> io::Result<Vote> {
         let why = format!("vote of {} bytes, expected 17", raw.len());
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
-    let leader_id = LeaderId { term: raw.get_u64_le(), voted_for: raw.get_u64_le() };
-    Ok(Vote { leader_id, committed: raw.get_u8() != 0 })
+    let leader_id = LeaderId {
+        term: raw.get_u64_le(),
+        voted_for: raw.get_u64_le(),
+    };
+    Ok(Vote {
+        leader_id,
+        committed: raw.get_u8() != 0,
+    })
 }

@@ -172,22 +172,42 @@ impl Node {
 
     async fn found_or_recover(&self, election: Duration) -> Result<(), StartError> {
         let failed = |error: String| StartError::Raft(error);
-        if !self.raft.is_initialized().await.map_err(|error| failed(error.to_string()))? {
+        if !self
+            .raft
+            .is_initialized()
+            .await
+            .map_err(|error| failed(error.to_string()))?
+        {
             let founders = BTreeMap::from([(self.member, EmptyNode::new())]);
-            self.raft.initialize(founders).await.map_err(|error| failed(error.to_string()))?;
+            self.raft
+                .initialize(founders)
+                .await
+                .map_err(|error| failed(error.to_string()))?;
         } else {
             // Leadership is not restored from the last run: only a vote in a new term, with a blank entry of that
             // term applied, proves that every entry found in the log is committed.
-            self.raft.trigger().elect(false).await.map_err(|error| failed(error.to_string()))?;
+            self.raft
+                .trigger()
+                .elect(false)
+                .await
+                .map_err(|error| failed(error.to_string()))?;
         }
         let limit = election * 10;
-        let led = self.raft.wait(Some(limit)).metrics(|m| m.current_leader == Some(m.id), "leads").await;
+        let led = self
+            .raft
+            .wait(Some(limit))
+            .metrics(|m| m.current_leader == Some(m.id), "leads")
+            .await;
         let metrics = led.map_err(|_| StartError::NoLeader(limit))?;
         let last = metrics.last_log_index.map_or(0, position);
         // The replay of a long log takes what it takes; there is nothing to serve before its end.
         let mut applied = self.applied.clone();
-        applied.wait_for(|applied| *applied >= last).await.map_err(|_| failed("apply ended".to_owned()))?;
-        self.barrier.set_alone(metrics.membership_config.voter_ids().eq([self.member]));
+        applied
+            .wait_for(|applied| *applied >= last)
+            .await
+            .map_err(|_| failed("apply ended".to_owned()))?;
+        self.barrier
+            .set_alone(metrics.membership_config.voter_ids().eq([self.member]));
         Ok(())
     }
 
@@ -247,7 +267,12 @@ impl Node {
     }
 
     pub fn status(&self) -> RaftStatus {
-        let committed = self.raft.metrics().borrow_watched().cluster_committed.map_or(0, |id| position(id.index));
+        let committed = self
+            .raft
+            .metrics()
+            .borrow_watched()
+            .cluster_committed
+            .map_or(0, |id| position(id.index));
         let applied = *self.applied.borrow();
         RaftStatus {
             term: self.term(),
@@ -262,7 +287,9 @@ impl Node {
     /// Answers what was accepted, as far as `patience` goes, then closes log and store. Blocks; call it off the async
     /// threads.
     pub fn stop(&self, patience: Duration) {
-        let Some(runtime) = self.runtime.lock().take() else { return };
+        let Some(runtime) = self.runtime.lock().take() else {
+            return;
+        };
         self.proposer.close();
         runtime.block_on(async {
             let drained = async {
@@ -271,7 +298,10 @@ impl Node {
                 }
             };
             if tokio::time::timeout(patience, drained).await.is_err() {
-                warn!(commands = self.proposer.pending(), "commands left without an outcome at stop");
+                warn!(
+                    commands = self.proposer.pending(),
+                    "commands left without an outcome at stop"
+                );
             }
             self.barrier.close();
             self.tasks.lock().drain(..).for_each(|task| task.abort());
@@ -307,7 +337,9 @@ fn raft_config(options: &Options) -> Result<Config, StartError> {
         allow_log_reversion: Some(false),
         ..Config::default()
     };
-    config.validate().map_err(|error| StartError::Settings(error.to_string()))
+    config
+        .validate()
+        .map_err(|error| StartError::Settings(error.to_string()))
 }
 
 /// Publishes term and leader, starts and stops the lease clock, and notices the end.
@@ -317,7 +349,12 @@ async fn watch_raft(node: Arc<Node>, on_fatal: Arc<dyn Fn(String) + Send + Sync>
     loop {
         let (term, leader, committed_vote, state) = {
             let now = metrics.borrow_and_update();
-            (now.current_term, now.current_leader, now.vote.committed, now.running_state.clone())
+            (
+                now.current_term,
+                now.current_leader,
+                now.vote.committed,
+                now.running_state.clone(),
+            )
         };
         if let Err(reason) = state {
             if !matches!(reason, Fatal::Stopped) {
@@ -332,7 +369,11 @@ async fn watch_raft(node: Arc<Node>, on_fatal: Arc<dyn Fn(String) + Send + Sync>
         let before = node.view.leader.swap(leader.unwrap_or(0), Ordering::Relaxed);
         if before != leader.unwrap_or(0) && leader.is_some() {
             node.view.leader_changes.fetch_add(1, Ordering::Relaxed);
-            info!(term, leader = format_args!("{:x}", leader.unwrap_or(0)), "elected leader");
+            info!(
+                term,
+                leader = format_args!("{:x}", leader.unwrap_or(0)),
+                "elected leader"
+            );
         }
         let leads = leader == Some(node.member) && committed_vote;
         if leads && led_term != Some(term) {
@@ -374,7 +415,15 @@ async fn expire_leases(node: Arc<Node>) {
             let count = ended.len();
             let answers: Vec<_> = ended
                 .into_iter()
-                .map(|id| (id, node.proposer.propose(&Command::LeaseRevoke(LeaseRevoke { id, expired_in_term: term }))))
+                .map(|id| {
+                    (
+                        id,
+                        node.proposer.propose(&Command::LeaseRevoke(LeaseRevoke {
+                            id,
+                            expired_in_term: term,
+                        })),
+                    )
+                })
                 .collect();
             for (id, answer) in answers {
                 let settled = match answer {
@@ -410,7 +459,11 @@ async fn purge_log(node: Arc<Node>, log: LogStore, every: u64, reserve: u64) {
         let purge = async {
             node.raft.trigger().snapshot().await?;
             let built = |m: &openraft::RaftMetrics<_>| m.snapshot.is_some_and(|id| position(id.index) >= upto);
-            let _ = node.raft.wait(Some(Duration::from_secs(60))).metrics(built, "names a snapshot").await;
+            let _ = node
+                .raft
+                .wait(Some(Duration::from_secs(60)))
+                .metrics(built, "names a snapshot")
+                .await;
             node.raft.trigger().purge_log(upto - 1).await
         };
         match purge.await {

@@ -83,7 +83,9 @@ impl Slots {
     }
 
     fn try_take(&self) -> bool {
-        self.free.fetch_update(Ordering::Acquire, Ordering::Relaxed, |free| free.checked_sub(1)).is_ok()
+        self.free
+            .fetch_update(Ordering::Acquire, Ordering::Relaxed, |free| free.checked_sub(1))
+            .is_ok()
     }
 }
 
@@ -93,7 +95,10 @@ impl Proposer {
             tracker,
             queue: Mutex::default(),
             wake: Notify::new(),
-            slots: Arc::new(Slots { free: AtomicUsize::new(BATCHES_IN_FLIGHT), freed: Notify::new() }),
+            slots: Arc::new(Slots {
+                free: AtomicUsize::new(BATCHES_IN_FLIGHT),
+                freed: Notify::new(),
+            }),
             stopped: AtomicBool::new(false),
             sequence: AtomicU64::new(1),
             pending: Arc::default(),
@@ -102,10 +107,7 @@ impl Proposer {
     }
 
     /// Takes a command. The receiver gets its outcome once it is applied here; dropping it changes nothing.
-    pub fn propose(
-        &self,
-        command: &Command,
-    ) -> Result<oneshot::Receiver<Result<Applied, ProposeError>>, ProposeError> {
+    pub fn propose(&self, command: &Command) -> Result<oneshot::Receiver<Result<Applied, ProposeError>>, ProposeError> {
         let (tx, rx) = oneshot::channel();
         {
             let mut queue = self.queue.lock();
@@ -172,7 +174,9 @@ impl Proposer {
 
     /// Answers a batch that was applied here: one pass over its waiters.
     pub(crate) fn applied(&self, origin: Origin, index: u64, outcomes: impl Iterator<Item = command::Outcome>) {
-        let Some(waiters) = self.tracker.take(origin) else { return };
+        let Some(waiters) = self.tracker.take(origin) else {
+            return;
+        };
         self.settled(waiters.len());
         for (waiter, outcome) in waiters.into_iter().zip(outcomes) {
             let _ = waiter.send(Ok(Applied { outcome, index }));
@@ -191,7 +195,9 @@ impl Proposer {
     }
 
     fn fail(&self, origin: Origin, error: ProposeError) {
-        let Some(waiters) = self.tracker.take(origin) else { return };
+        let Some(waiters) = self.tracker.take(origin) else {
+            return;
+        };
         self.failed.fetch_add(waiters.len() as u64, Ordering::Relaxed);
         self.settled(waiters.len());
         for waiter in waiters {
@@ -218,7 +224,10 @@ impl Queue {
     fn push(&mut self, command: &Command, waiter: Waiter) {
         let full = |building: &Building| Batch::commands_len(&building.buffer) >= BATCH_BYTES;
         if self.batches.back().is_none_or(full) {
-            self.batches.push_back(Building { buffer: Batch::buffer(4096), waiters: Vec::new() });
+            self.batches.push_back(Building {
+                buffer: Batch::buffer(4096),
+                waiters: Vec::new(),
+            });
         }
         if let Some(building) = self.batches.back_mut() {
             let before = building.buffer.len();
@@ -243,7 +252,11 @@ mod tests {
     use quorate_api::proto::etcdserverpb::PutRequest;
 
     fn put(bytes: usize) -> Command {
-        Command::Put(PutRequest { key: "k".into(), value: vec![0; bytes].into(), ..Default::default() })
+        Command::Put(PutRequest {
+            key: "k".into(),
+            value: vec![0; bytes].into(),
+            ..Default::default()
+        })
     }
 
     #[test]
@@ -252,7 +265,10 @@ mod tests {
         for _ in 0..3 {
             queue.push(&put(600 << 10), oneshot::channel().0);
         }
-        assert_eq!(queue.batches.iter().map(|b| b.waiters.len()).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(
+            queue.batches.iter().map(|b| b.waiters.len()).collect::<Vec<_>>(),
+            [2, 1]
+        );
         while queue.pop().is_some() {}
         assert_eq!((queue.commands, queue.bytes), (0, 0));
     }
@@ -273,7 +289,10 @@ mod tests {
         assert_eq!(proposer.propose(&put(1)).unwrap_err(), ProposeError::Stopped);
         proposer.abandon(ProposeError::Stopped);
         for mut rx in taken {
-            assert!(matches!(rx.try_recv(), Ok(Err(ProposeError::Stopped))), "every command gets an answer");
+            assert!(
+                matches!(rx.try_recv(), Ok(Err(ProposeError::Stopped))),
+                "every command gets an answer"
+            );
         }
     }
 }

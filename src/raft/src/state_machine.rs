@@ -3,8 +3,8 @@
 //! A batch's commands are applied in order and its waiters answered in one pass, by this member, from its own apply:
 //! that is what keeps a later read on the same endpoint from going back in time.
 
-use crate::batch;
 use crate::barrier::Barrier;
+use crate::batch;
 use crate::lessor::{Lessor, Monotonic};
 use crate::proposer::Proposer;
 use crate::types::{LogId, StoredMembership, TypeConfig, log_id, position};
@@ -62,26 +62,37 @@ pub struct StateMachine {
 
 impl StateMachine {
     pub fn new(applier: Applier, store: Store, listeners: Listeners) -> Self {
-        Self { applier, store, listeners, outcomes: Vec::new() }
+        Self {
+            applier,
+            store,
+            listeners,
+            outcomes: Vec::new(),
+        }
     }
 
     fn apply_batch(&mut self, at: Applied, batch: &batch::Batch) -> io::Result<()> {
         let commands = batch.commands().map_err(|error| invalid(at, &error))?;
         let leases = commands.iter().map(LeaseChange::of).collect::<Vec<_>>();
         self.outcomes.clear();
-        self.applier.apply(at, commands, &mut self.outcomes).map_err(io::Error::other)?;
+        self.applier
+            .apply(at, commands, &mut self.outcomes)
+            .map_err(io::Error::other)?;
         for (change, outcome) in leases.into_iter().zip(&self.outcomes) {
             change.tell(&self.listeners.lessor, outcome);
         }
         // Announced before it is answered: whoever hears an answer may ask what is applied.
         self.listeners.applied.send_replace(at.index);
-        self.listeners.proposer.applied(batch.origin(), at.index, self.outcomes.drain(..));
+        self.listeners
+            .proposer
+            .applied(batch.origin(), at.index, self.outcomes.drain(..));
         Ok(())
     }
 
     fn apply_membership(&mut self, at: Applied, id: LogId, membership: crate::types::Membership) -> io::Result<()> {
         let stored = StoredMembership::new(Some(id), membership);
-        self.applier.apply_empty(at, Some(encode_stored(&stored))).map_err(io::Error::other)?;
+        self.applier
+            .apply_empty(at, Some(encode_stored(&stored)))
+            .map_err(io::Error::other)?;
         self.listeners.applied.send_replace(at.index);
         Ok(())
     }
@@ -92,7 +103,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        let applied = self.applier.applied().map(|applied| log_id(applied.term, applied.index - 1));
+        let applied = self
+            .applier
+            .applied()
+            .map(|applied| log_id(applied.term, applied.index - 1));
         let membership = decode_stored(self.applier.raft_membership())?;
         Ok((applied, membership))
     }
@@ -103,7 +117,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
-            let at = Applied { index: position(entry.log_id.index), term: entry.log_id.leader_id.term };
+            let at = Applied {
+                index: position(entry.log_id.index),
+                term: entry.log_id.leader_id.term,
+            };
             match entry.payload {
                 EntryPayload::Normal(batch) => self.apply_batch(at, &batch)?,
                 EntryPayload::Membership(membership) => self.apply_membership(at, entry.log_id, membership)?,
@@ -120,7 +137,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder { store: self.store.clone() }
+        SnapshotBuilder {
+            store: self.store.clone(),
+        }
     }
 
     async fn install_snapshot(
@@ -139,7 +158,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         };
         let found = meta_of(Some(received.applied()), received.raft_membership())?;
         if found != *meta {
-            return Err(io::Error::other(format!("the snapshot should be {meta} and is {found}")));
+            return Err(io::Error::other(format!(
+                "the snapshot should be {meta} and is {found}"
+            )));
         }
         let index = received.applied().index;
         self.applier.install(received).map_err(io::Error::other)?;
@@ -180,18 +201,27 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 fn durable_snapshot(store: &Store) -> io::Result<SnapshotOf<TypeConfig, SnapshotData>> {
     let image = store.image().map_err(io::Error::other)?;
     let meta = meta_of(image.applied(), image.raft_membership().map_err(io::Error::other)?)?;
-    Ok(Snapshot { meta, snapshot: SnapshotData::Image(image) })
+    Ok(Snapshot {
+        meta,
+        snapshot: SnapshotData::Image(image),
+    })
 }
 
 /// A received image as openraft wants it.
 pub fn received_snapshot(received: Received) -> io::Result<SnapshotOf<TypeConfig, SnapshotData>> {
     let meta = meta_of(Some(received.applied()), received.raft_membership())?;
-    Ok(Snapshot { meta, snapshot: SnapshotData::Received(Box::new(received)) })
+    Ok(Snapshot {
+        meta,
+        snapshot: SnapshotData::Received(Box::new(received)),
+    })
 }
 
 fn meta_of(applied: Option<Applied>, membership: Option<Bytes>) -> io::Result<SnapshotMetaOf<TypeConfig>> {
     let last_log_id = applied.map(|applied| log_id(applied.term, applied.index.saturating_sub(1)));
-    Ok(SnapshotMeta { last_log_id, last_membership: decode_stored(membership)? })
+    Ok(SnapshotMeta {
+        last_log_id,
+        last_membership: decode_stored(membership)?,
+    })
 }
 
 /// An image of a store in this process, as if it had come from a peer.
@@ -247,17 +277,31 @@ fn encode_stored(stored: &StoredMembership) -> Bytes {
 }
 
 fn decode_stored(raw: Option<Bytes>) -> io::Result<StoredMembership> {
-    let Some(raw) = raw else { return Ok(StoredMembership::default()) };
+    let Some(raw) = raw else {
+        return Ok(StoredMembership::default());
+    };
     let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the stored raft membership can't be read");
     let (head, rest) = raw.split_at_checked(17).ok_or_else(damaged)?;
-    let number = |at: usize| head[at..at + 8].try_into().map(u64::from_le_bytes).map_err(|_| damaged());
-    let id = if head[0] != 0 { Some(log_id(number(1)?, number(9)?)) } else { None };
+    let number = |at: usize| {
+        head[at..at + 8]
+            .try_into()
+            .map(u64::from_le_bytes)
+            .map_err(|_| damaged())
+    };
+    let id = if head[0] != 0 {
+        Some(log_id(number(1)?, number(9)?))
+    } else {
+        None
+    };
     let membership = batch::decode_membership(rest).map_err(|error| io::Error::other(error.to_string()))?;
     Ok(StoredMembership::new(id, membership))
 }
 
 fn invalid(at: Applied, error: &batch::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("entry {} can't be applied: {error}", at.index))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("entry {} can't be applied: {error}", at.index),
+    )
 }
 
 #[cfg(test)]

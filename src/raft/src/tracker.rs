@@ -27,11 +27,19 @@ pub struct Tracker {
 
 impl Tracker {
     pub fn new(member: u64, boot: u64) -> Self {
-        Self { boot, member, waiting: Mutex::default() }
+        Self {
+            boot,
+            member,
+            waiting: Mutex::default(),
+        }
     }
 
     pub fn origin(&self, sequence: u64) -> Origin {
-        Origin { member: self.member, boot: self.boot, sequence }
+        Origin {
+            member: self.member,
+            boot: self.boot,
+            sequence,
+        }
     }
 
     pub fn register(&self, sequence: u64, waiters: Vec<Waiter>) {

@@ -1,8 +1,8 @@
 //! openraft's type parameters, chosen once.
 
 use crate::batch::Batch;
-use openraft::vote::leader_id_std::{CommittedLeaderId, LeaderId};
 use openraft::raft::responder::Responder;
+use openraft::vote::leader_id_std::{CommittedLeaderId, LeaderId};
 use openraft::{EmptyNode, OptionalSend, Raft, RaftTypeConfig};
 use std::fmt;
 

@@ -29,15 +29,27 @@ fn start(dir: &Path, snapshot_count: u64) -> Arc<Node> {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 fn put(key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>, lease: i64) -> Command {
-    Command::Put(PutRequest { key: key.into().into(), value: value.into().into(), lease, ..Default::default() })
+    Command::Put(PutRequest {
+        key: key.into().into(),
+        value: value.into().into(),
+        lease,
+        ..Default::default()
+    })
 }
 
 fn value(node: &Node, key: &str) -> Option<Vec<u8>> {
-    let request = RangeRequest { key: key.to_owned().into(), ..Default::default() };
+    let request = RangeRequest {
+        key: key.to_owned().into(),
+        ..Default::default()
+    };
     let kvs = node.store().range(&request).unwrap().into_kvs().unwrap();
     kvs.first().map(|kv| kv.value.to_vec())
 }
@@ -47,7 +59,11 @@ fn a_sole_voter_leads_at_once_and_answers_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let begun = Instant::now();
     let node = start(dir.path(), 10_000);
-    assert!(begun.elapsed() < ELECTION, "no election timeout passes: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < ELECTION,
+        "no election timeout passes: {:?}",
+        begun.elapsed()
+    );
     assert_eq!((node.leader(), node.term()), (Some(7), 1));
     runtime().block_on(async {
         node.barrier().pass().await.unwrap();
@@ -74,7 +90,10 @@ fn a_restart_serves_everything_that_was_acknowledged() {
         assert_eq!(node.store().revision().0, revision, "round {round}");
         runtime().block_on(async {
             for n in 0..20 {
-                let outcome = node.propose(&put(format!("k{n}"), format!("{round}.{n}"), 0)).await.unwrap();
+                let outcome = node
+                    .propose(&put(format!("k{n}"), format!("{round}.{n}"), 0))
+                    .await
+                    .unwrap();
                 revision = outcome.revision.0;
             }
         });
@@ -116,7 +135,9 @@ fn leases_end_by_the_leaders_clock_and_take_their_keys() {
     let node = start(dir.path(), 10_000);
     runtime().block_on(async {
         for id in [1, 2] {
-            node.propose(&Command::LeaseGrant(wire::LeaseGrant { id, ttl_secs: 1 })).await.unwrap();
+            node.propose(&Command::LeaseGrant(wire::LeaseGrant { id, ttl_secs: 1 }))
+                .await
+                .unwrap();
         }
         node.propose(&put("short", "v", 1)).await.unwrap();
         node.propose(&put("kept", "v", 2)).await.unwrap();
@@ -126,7 +147,11 @@ fn leases_end_by_the_leaders_clock_and_take_their_keys() {
             assert!(begun.elapsed() < Duration::from_secs(10), "never expired");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert!(begun.elapsed() >= Duration::from_millis(900), "expired early: {:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() >= Duration::from_millis(900),
+            "expired early: {:?}",
+            begun.elapsed()
+        );
         assert!(value(&node, "kept").is_some());
     });
     node.stop(Duration::from_secs(1));
@@ -151,7 +176,10 @@ fn a_log_that_ends_before_an_installed_snapshot_is_reset() {
     {
         let ((from, _), (to, mut applier)) = (open(0), open(1));
         let mut incoming = to.receive().unwrap();
-        from.image().unwrap().read().for_each(|piece| incoming.push(&piece.unwrap()).unwrap());
+        from.image()
+            .unwrap()
+            .read()
+            .for_each(|piece| incoming.push(&piece.unwrap()).unwrap());
         applier.install(incoming.finish().unwrap()).unwrap();
         assert_eq!(to.installed(), Some(to.durable().last));
         assert!(to.durable().last.index > behind.1);

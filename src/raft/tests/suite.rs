@@ -21,7 +21,10 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
         // Small, for the suite makes dozens of logs of a few entries.
-        let options = quorate_wal::Options { segment_bytes: 1 << 20, ..quorate_wal::Options::new(dir.path().join("wal")) };
+        let options = quorate_wal::Options {
+            segment_bytes: 1 << 20,
+            ..quorate_wal::Options::new(dir.path().join("wal"))
+        };
         let (wal, _) = Wal::open(options, Arc::new(RealDisk)).unwrap();
         let (_, machine, _) = open(dir.path());
         Ok((dir, LogStore::new(wal), machine))
@@ -50,7 +53,9 @@ async fn a_received_snapshot_is_installed_and_announced() {
     for index in 0..4 {
         let membership = Membership::new_with_defaults(vec![[1, 2 + index].into()], []);
         let entry = <Entry as openraft::entry::RaftEntry>::new_membership(log_id(1, index), membership);
-        from.apply(futures_util::stream::iter([Ok((entry, None))])).await.unwrap();
+        from.apply(futures_util::stream::iter([Ok((entry, None))]))
+            .await
+            .unwrap();
         let mut builder = from.try_create_snapshot_builder(true).await.unwrap();
         let built = builder.build_snapshot().await.unwrap();
         let SnapshotData::Image(image) = built.snapshot else {

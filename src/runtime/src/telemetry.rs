@@ -69,8 +69,7 @@ impl Level {
         if text.is_empty() {
             return Some(Level::Info);
         }
-        ALL.into_iter()
-            .find(|level| level.name().eq_ignore_ascii_case(text))
+        ALL.into_iter().find(|level| level.name().eq_ignore_ascii_case(text))
     }
 
     pub fn name(self) -> &'static str {
@@ -229,10 +228,7 @@ impl Telemetry {
     pub fn flush(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         // they drain in parallel: one that is late has used up the time of all
-        self.shared
-            .sinks
-            .iter()
-            .all(|sink| sink.wait_drained(deadline))
+        self.shared.sinks.iter().all(|sink| sink.wait_drained(deadline))
     }
 
     pub fn losses(&self) -> Losses {
@@ -280,11 +276,7 @@ fn open_output(output: &Output) -> Result<(String, File), Error> {
         ),
         Output::File(path) => (
             path.display().to_string(),
-            OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .open(path),
+            OpenOptions::new().append(true).create(true).mode(0o600).open(path),
         ),
     };
     match file {

@@ -33,7 +33,11 @@ impl Budget {
 
     fn with_patience(bytes: usize, patience: Duration) -> Self {
         let total = (bytes / UNIT_BYTES).clamp(1, u32::MAX as usize);
-        Self { units: Arc::new(Semaphore::new(total)), total, patience }
+        Self {
+            units: Arc::new(Semaphore::new(total)),
+            total,
+            patience,
+        }
     }
 
     /// Reserves `bytes`, waiting for others if need be. A request larger than the whole budget gets ResourceExhausted

@@ -68,7 +68,18 @@ impl Member {
         let store = node.store().clone();
         let large_reads = Arc::new(Semaphore::new(LARGE_READS));
         let raising_nospace = AtomicBool::new(false);
-        Self { id, cluster, node, store, hub, limits, counts, memory, large_reads, raising_nospace }
+        Self {
+            id,
+            cluster,
+            node,
+            store,
+            hub,
+            limits,
+            counts,
+            memory,
+            large_reads,
+            raising_nospace,
+        }
     }
 
     /// A header that speaks of `revision`, with the term as it is now.
@@ -128,7 +139,9 @@ impl Member {
         if self.store.is_full() || self.node.is_log_full() {
             return Err(Error::NoSpace.into());
         }
-        let Some(quota) = self.limits.quota_bytes else { return Ok(()) };
+        let Some(quota) = self.limits.quota_bytes else {
+            return Ok(());
+        };
         if self.store.sizes().in_use_bytes.saturating_add(cost) < quota {
             return Ok(());
         }
@@ -153,10 +166,17 @@ impl Member {
         if self.store.alarms().iter().any(raised) || self.raising_nospace.swap(true, Ordering::AcqRel) {
             return;
         }
-        warn!(quota_bytes = self.limits.quota_bytes, "quota exceeded; raising the NOSPACE alarm");
+        warn!(
+            quota_bytes = self.limits.quota_bytes,
+            "quota exceeded; raising the NOSPACE alarm"
+        );
         let member = self.clone();
         tokio::spawn(async move {
-            let alarm = AlarmSet { member_id: member.id.0, alarm: AlarmType::Nospace as i32, active: true };
+            let alarm = AlarmSet {
+                member_id: member.id.0,
+                alarm: AlarmType::Nospace as i32,
+                active: true,
+            };
             let _ = member.propose(&Command::AlarmSet(alarm)).await;
             member.raising_nospace.store(false, Ordering::Release);
         });

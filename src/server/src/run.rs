@@ -20,9 +20,9 @@ use crate::metrics::{self, counts::Counts};
 use crate::rpc::{self, Rpc};
 use crate::state::State;
 use anyhow::{Context, anyhow};
+use quorate_api::proto::etcdserverpb as pb;
 use quorate_api::proto::quorate::{ClusterInit, MemberPublish};
 use quorate_api::{ClusterId, MemberId};
-use quorate_api::proto::etcdserverpb as pb;
 use quorate_raft::Node;
 use quorate_runtime::metrics::Registry;
 use quorate_runtime::telemetry::{FLUSH_PATIENCE, Level, Record, Telemetry};
@@ -115,36 +115,55 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
     let clients = bind(&config.listen_client_urls)?;
     let probes = bind(&config.listen_metrics_urls)?;
     if config.listen_metrics_urls.iter().any(Url::is_tls) && tls.is_none() {
-        return Err(anyhow!("client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url"));
+        return Err(anyhow!(
+            "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url"
+        ));
     }
     let (died_tx, mut died) = mpsc::unbounded_channel();
     let on_fatal: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |reason| drop(died_tx.send(reason)));
 
     let registry = Arc::new(Registry::new());
     let disk_metrics = Arc::new(metrics::disk::Disk::new(&registry, on_fatal.clone())?);
-    let rpc_metrics = Arc::new(metrics::rpc::Rpc::new(&registry, config.metrics == MetricsLevel::Extensive)?);
+    let rpc_metrics = Arc::new(metrics::rpc::Rpc::new(
+        &registry,
+        config.metrics == MetricsLevel::Extensive,
+    )?);
     let counts = Arc::new(Counts::new(&registry)?);
     let state = Arc::new(State::new(&registry)?);
     metrics::absent::register(&registry)?;
     let quota_bytes = config.quota_backend.map_or(0, |quota| quota.0);
-    registry.add_source(Arc::new(metrics::live::Live { state: state.clone(), quota_bytes }));
+    registry.add_source(Arc::new(metrics::live::Live {
+        state: state.clone(),
+        quota_bytes,
+    }));
 
     let (key, gate) = Gate::closed();
     let server = Server::new(listen_limits());
     let ops = ops(config, &state, &registry);
     for binding in probes {
-        server.serve(binding, Service::metrics(HttpService::metrics(ops.clone()), tls.clone()));
+        server.serve(
+            binding,
+            Service::metrics(HttpService::metrics(ops.clone()), tls.clone()),
+        );
     }
     let rpc = Rpc::new(Arc::new(Services::new(state.clone())), rpc_metrics, rpc_limits(config));
     for binding in clients {
         let http = HttpService::client(
             ops.clone(),
             axum::Router::new(),
-            config.cors.clone().map_or(Cors::Any, |only| Cors::Only(only.into_iter().collect())),
-            config.host_whitelist.clone().map_or(HostWhitelist::Any, |only| HostWhitelist::Only(only.into_iter().collect())),
+            config
+                .cors
+                .clone()
+                .map_or(Cors::Any, |only| Cors::Only(only.into_iter().collect())),
+            config.host_whitelist.clone().map_or(HostWhitelist::Any, |only| {
+                HostWhitelist::Only(only.into_iter().collect())
+            }),
             message_bytes_max(config),
         );
-        server.serve(binding, Service::client(rpc.clone(), Some(http), tls.clone(), gate.clone()));
+        server.serve(
+            binding,
+            Service::client(rpc.clone(), Some(http), tls.clone(), gate.clone()),
+        );
     }
 
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
@@ -153,7 +172,10 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
         let (config, disk) = (config.clone(), disk_metrics);
         runtime.spawn_blocking(move || start_member(&config, disk, counts, on_fatal))
     };
-    let (signal, reason) = (|signal: i32| Ok(Ended::Signal(signal)), |reason| Ok(Ended::Fatal(reason)));
+    let (signal, reason) = (
+        |signal: i32| Ok(Ended::Signal(signal)),
+        |reason| Ok(Ended::Fatal(reason)),
+    );
     let (member, _data_dir) = match runtime.block_on(async {
         tokio::select! {
             started = starting => Either::Left(started),
@@ -177,7 +199,11 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
         }
     })?;
     if let Ended::Signal(number) = ended {
-        let name = if number == libc_signal::TERM { "terminated" } else { "interrupt" };
+        let name = if number == libc_signal::TERM {
+            "terminated"
+        } else {
+            "interrupt"
+        };
         info!(signal = name, "received signal; shutting down");
     }
     progress.abort();
@@ -244,7 +270,15 @@ fn start_member(
     let started = Hub::start(Arc::new(store), watch_options(config)).context("start the watch hub")?;
     let hub = hub.get_or_init(|| started).clone();
     let budget = Budget::new(ANSWER_BYTES);
-    let member = Arc::new(Member::new(identity.member, identity.cluster, node, hub, limits(config), counts, budget));
+    let member = Arc::new(Member::new(
+        identity.member,
+        identity.cluster,
+        node,
+        hub,
+        limits(config),
+        counts,
+        budget,
+    ));
     tokio::runtime::Handle::current().block_on(introduce(&member, config, founded))?;
     Ok((member, data_dir))
 }
@@ -272,9 +306,12 @@ fn open_wal(
     options.on_fatal = Arc::new(move |error| on_fatal(format!("log: {error}")));
     let durable = store.durable().last;
     let log_may_end_before = store.installed() == Some(durable);
-    options.applied = (durable.index > 0 && !log_may_end_before).then_some(LogPos { term: durable.term, index: durable.index });
-    let (wal, recovered) =
-        Wal::open(options, Arc::new(RealDisk)).with_context(|| format!("open the log in {}", data_dir.wal().display()))?;
+    options.applied = (durable.index > 0 && !log_may_end_before).then_some(LogPos {
+        term: durable.term,
+        index: durable.index,
+    });
+    let (wal, recovered) = Wal::open(options, Arc::new(RealDisk))
+        .with_context(|| format!("open the log in {}", data_dir.wal().display()))?;
     if let Some(torn) = recovered.torn {
         let (segment, offset) = (torn.segment, torn.offset);
         warn!(%segment, offset, what = torn.what, "cut off a write that was never acknowledged");
@@ -306,17 +343,38 @@ impl EventSink for ToHub {
 /// Puts the founding members into the replicated table, and this member's name and client URLs.
 async fn introduce(member: &Arc<Member>, config: &Config, founded: Option<InitialCluster>) -> anyhow::Result<()> {
     if member.store.cluster_id().is_none() {
-        let urls: Vec<String> = config.initial_advertise_peer_urls.iter().map(|url| url.raw.clone()).collect();
-        let itself = pb::Member { id: member.id.0, peer_ur_ls: urls, ..Default::default() };
+        let urls: Vec<String> = config
+            .initial_advertise_peer_urls
+            .iter()
+            .map(|url| url.raw.clone())
+            .collect();
+        let itself = pb::Member {
+            id: member.id.0,
+            peer_ur_ls: urls,
+            ..Default::default()
+        };
         let members = founded.map_or_else(|| vec![itself], founders);
-        let init = ClusterInit { cluster_id: member.cluster.0, members };
-        member.propose(&Command::ClusterInit(init)).await.context("found the cluster")?;
+        let init = ClusterInit {
+            cluster_id: member.cluster.0,
+            members,
+        };
+        member
+            .propose(&Command::ClusterInit(init))
+            .await
+            .context("found the cluster")?;
     }
     let client_urls: Vec<String> = config.advertise_client_urls.iter().map(|url| url.raw.clone()).collect();
     let known = member.store.member(member.id);
     if known.is_none_or(|known| known.name != config.name || known.client_ur_ls != client_urls) {
-        let publish = MemberPublish { id: member.id.0, name: config.name.clone(), client_urls };
-        member.propose(&Command::MemberPublish(publish)).await.context("publish name and client URLs")?;
+        let publish = MemberPublish {
+            id: member.id.0,
+            name: config.name.clone(),
+            client_urls,
+        };
+        member
+            .propose(&Command::MemberPublish(publish))
+            .await
+            .context("publish name and client URLs")?;
     }
     info!("member-id" = %member.id, "cluster-id" = %member.cluster, name = config.name, "published local member to cluster");
     Ok(())
@@ -341,7 +399,9 @@ async fn tick_progress(hub: Hub, interval: Duration) {
 
 fn load_tls(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>> {
     let files = &config.client_tls;
-    let (Some(cert_file), Some(key_file)) = (files.cert_file.clone(), files.key_file.clone()) else { return Ok(None) };
+    let (Some(cert_file), Some(key_file)) = (files.cert_file.clone(), files.key_file.clone()) else {
+        return Ok(None);
+    };
     let urls = config.listen_client_urls.iter().chain(&config.listen_metrics_urls);
     if !urls.into_iter().any(Url::is_tls) {
         warn!("certificates are given and no URL to listen on is https: they are not used");
@@ -354,7 +414,9 @@ fn load_tls(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>> {
         client_cert_auth: files.client_cert_auth,
         ..Default::default()
     };
-    Ok(Some(Arc::new(ServerTls::load(options).context("load TLS certificates")?)))
+    Ok(Some(Arc::new(
+        ServerTls::load(options).context("load TLS certificates")?,
+    )))
 }
 
 fn bind(urls: &[Url]) -> anyhow::Result<Vec<Binding>> {
@@ -364,7 +426,9 @@ fn bind(urls: &[Url]) -> anyhow::Result<Vec<Binding>> {
 
 fn limits(config: &Config) -> Limits {
     let election_ms = u64::try_from(config.election_timeout.as_millis()).unwrap_or(u64::MAX);
-    let heartbeat_ms = u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX).max(1);
+    let heartbeat_ms = u64::try_from(config.heartbeat_interval.as_millis())
+        .unwrap_or(u64::MAX)
+        .max(1);
     Limits {
         request_bytes: usize::try_from(config.max_request.0).unwrap_or(usize::MAX),
         txn_ops: config.max_txn_ops,
@@ -376,7 +440,9 @@ fn limits(config: &Config) -> Limits {
 }
 
 fn message_bytes_max(config: &Config) -> usize {
-    usize::try_from(config.max_request.0).unwrap_or(usize::MAX).saturating_add(MESSAGE_OVERHEAD)
+    usize::try_from(config.max_request.0)
+        .unwrap_or(usize::MAX)
+        .saturating_add(MESSAGE_OVERHEAD)
 }
 
 fn rpc_limits(config: &Config) -> rpc::Limits {
@@ -391,17 +457,24 @@ fn rpc_limits(config: &Config) -> rpc::Limits {
 }
 
 fn watch_options(config: &Config) -> quorate_store::watch::Options {
-    quorate_store::watch::Options { fragment_bytes: message_bytes_max(config), ..Default::default() }
+    quorate_store::watch::Options {
+        fragment_bytes: message_bytes_max(config),
+        ..Default::default()
+    }
 }
 
 fn descriptor_limit() -> u64 {
-    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+    rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .unwrap_or(u64::MAX)
 }
 
 fn listen_limits() -> ListenLimits {
     let connections = descriptor_limit().saturating_sub(DESCRIPTORS_RESERVED).max(1);
     ListenLimits {
-        connections_max: usize::try_from(connections).unwrap_or(usize::MAX).min(tokio::sync::Semaphore::MAX_PERMITS),
+        connections_max: usize::try_from(connections)
+            .unwrap_or(usize::MAX)
+            .min(tokio::sync::Semaphore::MAX_PERMITS),
         ..Default::default()
     }
 }

@@ -3,10 +3,10 @@
 
 use crate::http::{Alarm, Check, NodeState, Probe, ProbeFuture};
 use crate::member::Member;
+use prometheus::{IntCounter, IntCounterVec, IntGaugeVec};
 use quorate_api::proto::etcdserverpb::{AlarmType, RangeRequest};
 use quorate_api::{Error, version};
 use quorate_runtime::metrics::Registry;
-use prometheus::{IntCounter, IntCounterVec, IntGaugeVec};
 use std::sync::{Arc, OnceLock};
 
 /// Shared by all listeners. The member arrives when it is ready to serve.
@@ -22,7 +22,10 @@ impl State {
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         Ok(Self {
             member: OnceLock::new(),
-            health_ok: registry.counter("etcd_server_health_success", "Calls of /health that were answered well.")?,
+            health_ok: registry.counter(
+                "etcd_server_health_success",
+                "Calls of /health that were answered well.",
+            )?,
             health_failed: registry.counter("etcd_server_health_failures", "Calls of /health that failed.")?,
             check: registry.gauge_vec(
                 "etcd_server_healthcheck",
@@ -49,7 +52,13 @@ impl State {
 
 /// The smallest read there is.
 fn probe() -> RangeRequest {
-    RangeRequest { key: vec![0].into(), range_end: vec![0].into(), limit: 1, keys_only: true, ..Default::default() }
+    RangeRequest {
+        key: vec![0].into(),
+        range_end: vec![0].into(),
+        limit: 1,
+        keys_only: true,
+        ..Default::default()
+    }
 }
 
 impl NodeState for State {
@@ -99,7 +108,9 @@ impl NodeState for State {
     }
 
     fn raft_status(&self) -> serde_json::Value {
-        let Some(member) = self.member() else { return serde_json::json!({}) };
+        let Some(member) = self.member() else {
+            return serde_json::json!({});
+        };
         let raft = member.node.status();
         serde_json::json!({
             "id": member.id.to_string(),
@@ -119,8 +130,12 @@ impl NodeState for State {
     }
 
     fn observe_check(&self, probe: Probe, check: Check, ok: bool) {
-        self.check.with_label_values(&[probe.name(), check.name()]).set(i64::from(ok));
+        self.check
+            .with_label_values(&[probe.name(), check.name()])
+            .set(i64::from(ok));
         let status = if ok { "success" } else { "error" };
-        self.checks.with_label_values(&[probe.name(), check.name(), status]).inc();
+        self.checks
+            .with_label_values(&[probe.name(), check.name(), status])
+            .inc();
     }
 }

@@ -22,9 +22,7 @@ fn main() {
     // `cargo bench` and `cargo test --benches` pass flags; there is nothing to choose here.
     let root = std::env::var_os("WAL_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let root = root.join(format!("quorate-wal-bench-{}", std::process::id()));
-    RealDisk
-        .create_dir_all(&root)
-        .expect("create bench directory");
+    RealDisk.create_dir_all(&root).expect("create bench directory");
     bytes_per_sync(&root);
     one_client(&root);
     many_clients(&root);
@@ -35,12 +33,7 @@ fn main() {
 fn percentiles(mut times: Vec<Duration>) -> String {
     times.sort_unstable();
     let at = |part: usize| times[(times.len() * part / 100).min(times.len() - 1)].as_micros();
-    format!(
-        "p50 {:>5} µs  p99 {:>6} µs  ({} samples)",
-        at(50),
-        at(99),
-        times.len()
-    )
+    format!("p50 {:>5} µs  p99 {:>6} µs  ({} samples)", at(50), at(99), times.len())
 }
 
 /// One write and one sync, by size, into a file that was filled before and into one that grows.
@@ -195,14 +188,9 @@ fn replay(root: &Path) {
         let wal = open(&dir, &count);
         let entries = mib * 256;
         for first in (0..entries).step_by(256) {
-            let batch = (first..first + 256)
-                .map(|index| entry(index, &payload))
-                .collect();
+            let batch = (first..first + 256).map(|index| entry(index, &payload)).collect();
             let (tell, told) = mpsc::sync_channel(1);
-            wal.append(
-                batch,
-                Box::new(move |outcome| tell.send(outcome).expect("told")),
-            );
+            wal.append(batch, Box::new(move |outcome| tell.send(outcome).expect("told")));
             told.recv().expect("answer").expect("durable");
         }
         drop(wal);
@@ -213,10 +201,7 @@ fn replay(root: &Path) {
         while next < entries {
             next += wal.read(next..entries, 1 << 20).expect("read").len() as u64;
         }
-        println!(
-            "  {mib:>4} MiB  open {opened:>8.1?}  read {:>8.1?}",
-            start.elapsed()
-        );
+        println!("  {mib:>4} MiB  open {opened:>8.1?}  read {:>8.1?}", start.elapsed());
         drop(wal);
         std::fs::remove_dir_all(&dir).expect("remove");
     }

@@ -25,11 +25,7 @@ pub struct Report {
 /// Checks every record of the log in `dir`, and that they make sense together. `None` if there is no log.
 ///
 /// Nothing is changed. No process may be writing to the log meanwhile.
-pub fn check(
-    disk: &dyn Disk,
-    dir: &Path,
-    applied: Option<LogPos>,
-) -> Result<Option<Report>, Error> {
+pub fn check(disk: &dyn Disk, dir: &Path, applied: Option<LogPos>) -> Result<Option<Report>, Error> {
     Ok(recover::inspect(disk, dir, applied)?.map(|scan| Report {
         segments: scan.live.len(),
         entries: scan.log.next() - scan.log.first(),

@@ -61,9 +61,7 @@ pub enum Error {
     #[error("no disk space for another log segment")]
     NoSpace,
 
-    #[error(
-        "the log refuses writes after an earlier write or sync failed; restart to replay what is durable"
-    )]
+    #[error("the log refuses writes after an earlier write or sync failed; restart to replay what is durable")]
     Poisoned,
 
     #[error("the log is closed")]
@@ -75,10 +73,7 @@ pub enum Error {
 
     /// The caller's mistake: a committed entry never goes away.
     #[error("asked to truncate the log after {after:?}, below the committed entry {committed}")]
-    TruncatesCommitted {
-        after: Option<u64>,
-        committed: LogPos,
-    },
+    TruncatesCommitted { after: Option<u64>, committed: LogPos },
 
     #[error("{what} of {bytes} bytes is over the log's limit of {max}")]
     TooLarge {
@@ -89,18 +84,12 @@ pub enum Error {
 
     /// An option that can't work; says which and what would.
     #[error("log option {option}: {problem}")]
-    Options {
-        option: &'static str,
-        problem: String,
-    },
+    Options { option: &'static str, problem: String },
 }
 
 impl Error {
     pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
-        if matches!(
-            source.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        ) {
+        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
             return Self::NoSpace;
         }
         Self::Io {

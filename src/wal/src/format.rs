@@ -79,9 +79,9 @@ fn checksum(at: Place, parts: &[&[u8]]) -> u32 {
     let mut seed = [0; 16];
     seed[..8].copy_from_slice(&at.segment.0.to_le_bytes());
     seed[8..].copy_from_slice(&at.offset.to_le_bytes());
-    parts.iter().fold(crc32c::crc32c(&seed), |crc, part| {
-        crc32c::crc32c_append(crc, part)
-    })
+    parts
+        .iter()
+        .fold(crc32c::crc32c(&seed), |crc, part| crc32c::crc32c_append(crc, part))
 }
 
 pub(crate) fn get_u32(bytes: &[u8], at: usize) -> u32 {
@@ -116,11 +116,7 @@ pub(crate) fn encode_header(segment: SegmentId, bytes: u64) -> [u8; HEADER] {
 }
 
 /// The header of the file named `segment` that is `bytes` long.
-pub(crate) fn check_header(
-    header: &[u8; HEADER],
-    segment: SegmentId,
-    bytes: u64,
-) -> Result<(), HeaderFault> {
+pub(crate) fn check_header(header: &[u8; HEADER], segment: SegmentId, bytes: u64) -> Result<(), HeaderFault> {
     if header[..8] != MAGIC {
         return Err(HeaderFault::Magic);
     }
@@ -175,13 +171,7 @@ pub(crate) fn is_sound(record: &[u8], at: Place) -> bool {
 }
 
 /// Appends a record to `out`; `parts` together are its body.
-pub(crate) fn encode_record(
-    out: &mut Vec<u8>,
-    at: Place,
-    kind: Kind,
-    session: u32,
-    parts: &[&[u8]],
-) {
+pub(crate) fn encode_record(out: &mut Vec<u8>, at: Place, kind: Kind, session: u32, parts: &[&[u8]]) {
     debug_assert!(
         at.offset.is_multiple_of(8),
         "records start at multiples of 8, not {}",
@@ -310,10 +300,7 @@ impl Record<'_> {
             Self::Committed(pos) => put(&[&pos_bytes(*pos)]),
             Self::Truncate(last) => {
                 let flag = u64::from(last.is_some()).to_le_bytes();
-                put(&[
-                    &flag,
-                    &pos_bytes(last.unwrap_or(LogPos { term: 0, index: 0 })),
-                ]);
+                put(&[&flag, &pos_bytes(last.unwrap_or(LogPos { term: 0, index: 0 }))]);
             }
             Self::Purge { upto, oldest } | Self::Reset { upto, oldest } => {
                 put(&[&oldest.0.to_le_bytes(), &pos_bytes(*upto)]);
@@ -352,10 +339,7 @@ pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Record<'_>, String> {
     };
     let exactly = |bytes: usize| match body.len() == bytes {
         true => Ok(()),
-        false => Err(format!(
-            "{known:?} record of {} bytes instead of {bytes}",
-            body.len()
-        )),
+        false => Err(format!("{known:?} record of {} bytes instead of {bytes}", body.len())),
     };
     Ok(match known {
         Kind::Batch => {
@@ -371,15 +355,10 @@ pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Record<'_>, String> {
         }
         Kind::State => {
             if body.len() < STATE_BODY {
-                return Err(format!(
-                    "State record of {} bytes, less than {STATE_BODY}",
-                    body.len()
-                ));
+                return Err(format!("State record of {} bytes, less than {STATE_BODY}", body.len()));
             }
             let flags = get_u64(body, 8);
-            let pos = |bit: u64| {
-                (flags & bit != 0).then(|| get_pos(body, 16 * bit.trailing_zeros() as usize + 16))
-            };
+            let pos = |bit: u64| (flags & bit != 0).then(|| get_pos(body, 16 * bit.trailing_zeros() as usize + 16));
             Record::State(State {
                 vote: (flags & 8 != 0).then(|| &body[STATE_BODY..]),
                 committed: pos(1),
@@ -390,10 +369,7 @@ pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Record<'_>, String> {
         }
         Kind::Entry => {
             if body.len() < ENTRY_BODY {
-                return Err(format!(
-                    "Entry record of {} bytes, less than {ENTRY_BODY}",
-                    body.len()
-                ));
+                return Err(format!("Entry record of {} bytes, less than {ENTRY_BODY}", body.len()));
             }
             Record::Entry {
                 pos: get_pos(body, 0),

@@ -136,14 +136,11 @@ impl Log {
         {
             return Some(slot.term);
         }
-        self.base
-            .filter(|base| base.index == index)
-            .map(|base| base.term)
+        self.base.filter(|base| base.index == index).map(|base| base.term)
     }
 
     pub(crate) fn follows(last: Option<LogPos>, pos: LogPos) -> bool {
-        pos.index < u64::MAX
-            && last.is_none_or(|last| pos.index == last.index + 1 && pos.term >= last.term)
+        pos.index < u64::MAX && last.is_none_or(|last| pos.index == last.index + 1 && pos.term >= last.term)
     }
 
     fn push_slot(&mut self, pos: LogPos, slot: Slot) {
@@ -167,10 +164,7 @@ impl Log {
 
     /// Adds an entry that is yet to be written. The caller has checked that it [`follows`](Self::follows).
     pub(crate) fn push(&mut self, entry: Entry) {
-        self.push_slot(
-            entry.pos,
-            Slot::new(entry.pos.term, entry.payload.len(), NOWHERE),
-        );
+        self.push_slot(entry.pos, Slot::new(entry.pos.term, entry.payload.len(), NOWHERE));
         self.cache_bytes += entry.payload.len();
         self.cache.push_back(entry.payload);
         self.evict();
@@ -266,10 +260,7 @@ impl Log {
     pub(crate) fn find(&self, index: u64) -> Option<Found> {
         let at = usize::try_from(index.checked_sub(self.first)?).ok()?;
         let slot = self.slots.get(at)?;
-        let pos = LogPos {
-            term: slot.term,
-            index,
-        };
+        let pos = LogPos { term: slot.term, index };
         Some(
             match index
                 .checked_sub(self.cached_from())

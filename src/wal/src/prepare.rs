@@ -103,11 +103,7 @@ impl Preparer {
 
     /// Bytes of the segment that is ready, if one is.
     pub(crate) fn ready_bytes(&self) -> u64 {
-        self.state
-            .lock()
-            .ready
-            .as_ref()
-            .map_or(0, |ready| ready.bytes)
+        self.state.lock().ready.as_ref().map_or(0, |ready| ready.bytes)
     }
 
     /// Size for the segment after one of `before` bytes.
@@ -139,12 +135,7 @@ impl Preparer {
         let mut state = self.state.lock();
         let fits = |ready: &Fresh| ready.id == id && ready.bytes >= bytes;
         if state.ready.as_ref().is_none_or(|ready| !fits(ready)) {
-            let bytes = bytes.max(
-                state
-                    .want
-                    .filter(|want| want.id == id)
-                    .map_or(0, |want| want.bytes),
-            );
+            let bytes = bytes.max(state.want.filter(|want| want.id == id).map_or(0, |want| want.bytes));
             state.want = Some(Want { id, bytes });
             state.failed = None; // an older answer does not count
             self.changed.notify_all();
@@ -185,10 +176,7 @@ impl Preparer {
     pub(crate) fn run(&self) {
         loop {
             let mut state = self.state.lock();
-            while !state.stop
-                && state.freed.is_empty()
-                && (state.want.is_none() || state.failed.is_some())
-            {
+            while !state.stop && state.freed.is_empty() && (state.want.is_none() || state.failed.is_some()) {
                 if state.failed.is_none() {
                     self.changed.wait(&mut state);
                 } else if self.changed.wait_for(&mut state, RETRY).timed_out() {
@@ -247,9 +235,7 @@ impl Preparer {
 
     /// Renames or deletes purged segments.
     fn retire(&self, freed: &[Spare]) -> Result<Vec<Spare>, Error> {
-        let mut free_places = self
-            .spares_max
-            .saturating_sub(self.state.lock().spares.len());
+        let mut free_places = self.spares_max.saturating_sub(self.state.lock().spares.len());
         let mut spares = Vec::new();
         // From the oldest on, so that a crash leaves no gap between those that keep their names.
         for spare in freed {
@@ -284,10 +270,7 @@ impl Preparer {
         }
         let spare = {
             let mut state = self.state.lock();
-            let found = state
-                .spares
-                .iter()
-                .position(|spare| spare.bytes >= want.bytes);
+            let found = state.spares.iter().position(|spare| spare.bytes >= want.bytes);
             found.map(|at| state.spares.swap_remove(at))
         };
         let (from, bytes, file) = match spare {

@@ -48,13 +48,10 @@ pub(crate) fn read(wanted: &[Wanted], out: &mut Vec<Entry>) -> Result<(), Error>
             count += 1;
         }
         let mut bytes = vec![0; (run.end - run.start) as usize];
-        first.file.read_at(&mut bytes, run.start).map_err(|e| {
-            Error::io(
-                "read log segment",
-                segment::SegmentId::file_name(segment),
-                e,
-            )
-        })?;
+        first
+            .file
+            .read_at(&mut bytes, run.start)
+            .map_err(|e| Error::io("read log segment", segment::SegmentId::file_name(segment), e))?;
         let bytes = Bytes::from(bytes);
         for wanted in &left[..count] {
             out.push(check(wanted, &bytes, wanted.extent().start - run.start)?);
@@ -71,8 +68,7 @@ fn check(wanted: &Wanted, run: &Bytes, at: u64) -> Result<Entry, Error> {
         term: wanted.slot.term,
         index: wanted.index,
     };
-    let damage =
-        |what: String| Error::damage(place.segment, place.offset, format!("entry {pos}: {what}"));
+    let damage = |what: String| Error::damage(place.segment, place.offset, format!("entry {pos}: {what}"));
     let head = Head::parse(&run[at..at + RECORD]);
     let body = at + RECORD..at + RECORD + ENTRY_BODY + wanted.slot.len as usize;
     if head.len != body.len() {
@@ -90,9 +86,6 @@ fn check(wanted: &Wanted, run: &Bytes, at: u64) -> Result<Entry, Error> {
             pos,
             payload: run.slice(body.start + ENTRY_BODY..body.end),
         }),
-        other => Err(damage(format!(
-            "its place holds {:?} instead",
-            other.kind()
-        ))),
+        other => Err(damage(format!("its place holds {:?} instead", other.kind()))),
     }
 }

@@ -21,10 +21,7 @@ struct Files {
 fn list(disk: &dyn Disk, dir: &Path) -> Result<Files, Error> {
     let mut files = Files::default();
     let mut segments = BTreeMap::new();
-    for name in disk
-        .list(dir)
-        .map_err(|e| Error::io("list log directory", dir, e))?
-    {
+    for name in disk.list(dir).map_err(|e| Error::io("list log directory", dir, e))? {
         match segment::parse(&name) {
             Name::Segment(id) => {
                 segments.insert(id, dir.join(name));
@@ -35,9 +32,7 @@ fn list(disk: &dyn Disk, dir: &Path) -> Result<Files, Error> {
         }
     }
     for (id, path) in segments {
-        let file = disk
-            .open(&path)
-            .map_err(|e| Error::io("open log segment", &path, e))?;
+        let file = disk.open(&path).map_err(|e| Error::io("open log segment", &path, e))?;
         let bytes = file
             .len()
             .map_err(|e| Error::io("read length of log segment", &path, e))?;
@@ -47,22 +42,14 @@ fn list(disk: &dyn Disk, dir: &Path) -> Result<Files, Error> {
 }
 
 /// Reads the log in `dir` without changing anything.
-pub(crate) fn inspect(
-    disk: &dyn Disk,
-    dir: &Path,
-    applied: Option<LogPos>,
-) -> Result<Option<Scan>, Error> {
+pub(crate) fn inspect(disk: &dyn Disk, dir: &Path, applied: Option<LogPos>) -> Result<Option<Scan>, Error> {
     scan::scan(list(disk, dir)?.segments, applied)
 }
 
 /// Opens or founds the log: afterwards its names are durable, leftovers are gone, and what purged segments there were
 /// are in the hands of `preparer`. The end of the log has not been touched yet. A new log comes without a scan, with
 /// its first segment.
-pub(crate) fn recover(
-    disk: &Arc<dyn Disk>,
-    options: &Options,
-    preparer: &Preparer,
-) -> Result<Scan, Error> {
+pub(crate) fn recover(disk: &Arc<dyn Disk>, options: &Options, preparer: &Preparer) -> Result<Scan, Error> {
     let dir = &options.dir;
     disk.create_dir_all(dir)
         .map_err(|e| Error::io("create log directory", dir, e))?;

@@ -105,8 +105,7 @@ fn opening(segment: &Segment) -> Result<Option<Opening>, Error> {
     }
     let mut window = Window::new(segment, OPENING_STEP);
     let (batch, session) = match window.record(HEADER as u64)? {
-        Ok((head, body)) if head.kind == Kind::Batch as u8 => match format::decode(head.kind, body)
-        {
+        Ok((head, body)) if head.kind == Kind::Batch as u8 => match format::decode(head.kind, body) {
             Ok(Record::Batch(batch)) => (batch, head.session),
             _ => return Ok(None),
         },
@@ -145,8 +144,7 @@ pub(crate) fn scan(segments: Vec<Segment>, applied: Option<LogPos>) -> Result<Op
             None => Ok(None),
             // The very first start was interrupted before anything was written.
             Some(last)
-                if last.id == SegmentId::FIRST
-                    && later_batch(&segments, last.id, HEADER as u64, 0)?.is_none() =>
+                if last.id == SegmentId::FIRST && later_batch(&segments, last.id, HEADER as u64, 0)?.is_none() =>
             {
                 Ok(None)
             }
@@ -157,14 +155,8 @@ pub(crate) fn scan(segments: Vec<Segment>, applied: Option<LogPos>) -> Result<Op
             )),
         };
     };
-    let oldest = openings
-        .iter()
-        .flatten()
-        .map(|opening| opening.oldest)
-        .max();
-    let start = (run..used)
-        .find(|&at| Some(segments[at].id) >= oldest)
-        .unwrap_or(used);
+    let oldest = openings.iter().flatten().map(|opening| opening.oldest).max();
+    let start = (run..used).find(|&at| Some(segments[at].id) >= oldest).unwrap_or(used);
     for (at, segment) in segments.iter().enumerate().skip(start) {
         if at <= used && openings[at].is_none() {
             return Err(Error::damage(
@@ -174,24 +166,13 @@ pub(crate) fn scan(segments: Vec<Segment>, applied: Option<LogPos>) -> Result<Op
             ));
         }
         // A segment gets its name when all of it has been synced. What is too short has lost something since.
-        if let Some(Fault { what, .. }) = faults[at]
-            .as_ref()
-            .filter(|fault| at <= used || fault.short)
-        {
-            return Err(Error::damage(
-                segment.id,
-                0,
-                format!("its header is wrong: {what}"),
-            ));
+        if let Some(Fault { what, .. }) = faults[at].as_ref().filter(|fault| at <= used || fault.short) {
+            return Err(Error::damage(segment.id, 0, format!("its header is wrong: {what}")));
         }
     }
     let mut replay = Replay::new(segments[start].id);
     for (at, segment) in segments.iter().enumerate().take(used + 1).skip(start) {
-        let next = if at < used {
-            openings[at + 1].as_ref()
-        } else {
-            None
-        };
+        let next = if at < used { openings[at + 1].as_ref() } else { None };
         replay.segment(segment, next, &segments[at..])?;
     }
     // A purge after the openings were written may have let go of the one they still name; nothing else may.
@@ -213,8 +194,7 @@ pub(crate) fn scan(segments: Vec<Segment>, applied: Option<LogPos>) -> Result<Op
         .iter()
         .take_while(|live| live.segment.id < scan.oldest)
         .count();
-    scan.retired
-        .extend(scan.live.drain(..dead).map(|live| live.segment));
+    scan.retired.extend(scan.live.drain(..dead).map(|live| live.segment));
     Ok(Some(scan))
 }
 
@@ -262,12 +242,7 @@ struct Later {
 }
 
 /// A batch in the segments, after `(segment, offset)`, that was written when that place was known to be synced.
-fn later_batch(
-    segments: &[Segment],
-    segment: SegmentId,
-    offset: u64,
-    session: u32,
-) -> Result<Option<Later>, Error> {
+fn later_batch(segments: &[Segment], segment: SegmentId, offset: u64, session: u32) -> Result<Option<Later>, Error> {
     let bad = Place { segment, offset };
     for segment in segments.iter().filter(|s| s.id >= bad.segment) {
         let mut window = Window::new(segment, STEP);

@@ -52,8 +52,7 @@ pub(crate) fn spare_name(id: SegmentId) -> String {
 
 pub(crate) fn parse(name: &str) -> Name {
     let number = |stem: &str| {
-        let plain =
-            stem.len() == 16 && stem.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let plain = stem.len() == 16 && stem.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         // The last number is left out, so that the next one always exists.
         plain
             .then(|| u64::from_str_radix(stem, 16).ok())

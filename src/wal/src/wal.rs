@@ -149,10 +149,7 @@ impl Wal {
             let mut last = core.log.last();
             for entry in &entries {
                 if !Log::follows(last, entry.pos) {
-                    return Err(Error::NotNext {
-                        last,
-                        got: entry.pos,
-                    });
+                    return Err(Error::NotNext { last, got: entry.pos });
                 }
                 if entry.payload.len() > PAYLOAD_MAX {
                     return Err(Error::TooLarge {
@@ -163,10 +160,7 @@ impl Wal {
                 }
                 last = Some(entry.pos);
             }
-            entries
-                .iter()
-                .cloned()
-                .for_each(|entry| core.log.push(entry));
+            entries.iter().cloned().for_each(|entry| core.log.push(entry));
             Ok(What::Append(entries))
         });
     }
@@ -191,10 +185,7 @@ impl Wal {
     /// A position beyond the end of the log is kept in memory until the log reaches it.
     pub fn save_committed(&self, pos: LogPos) {
         let mut core = self.0.shared.core.lock();
-        if core
-            .committed
-            .is_none_or(|committed| committed.index < pos.index)
-        {
+        if core.committed.is_none_or(|committed| committed.index < pos.index) {
             core.committed = Some(pos);
             core.unsaved = Some(pos);
         }
@@ -212,9 +203,7 @@ impl Wal {
                 return Err(Error::TruncatesCommitted { after, committed });
             }
             core.log.truncate(after);
-            core.publish_below = core
-                .publish_below
-                .min(after.map_or(0, |after| after.saturating_add(1)));
+            core.publish_below = core.publish_below.min(after.map_or(0, |after| after.saturating_add(1)));
             Ok(What::Truncate {
                 after: floor,
                 last: core.log.last(),
@@ -340,12 +329,8 @@ impl Wal {
     /// [`Options::applied`] asks the same before anything is written, and should be preferred.
     pub fn check_against(&self, applied: LogPos) -> Result<(), Error> {
         let core = self.0.shared.core.lock();
-        let segment = core
-            .files
-            .last_key_value()
-            .map_or(SegmentId::FIRST, |(id, _)| *id);
-        scan::check_reaches(&core.log, Some(applied), "applied")
-            .map_err(|what| Error::damage(segment, 0, what))
+        let segment = core.files.last_key_value().map_or(SegmentId::FIRST, |(id, _)| *id);
+        scan::check_reaches(&core.log, Some(applied), "applied").map_err(|what| Error::damage(segment, 0, what))
     }
 
     /// True while there is space for a further segment. When it turns false, what is prepared already still takes
@@ -364,13 +349,7 @@ impl Wal {
     /// write is answered with [`Error::Closed`].
     pub fn close(self) -> Result<(), Error> {
         self.0.stop(Stop::Close);
-        self.0
-            .shared
-            .core
-            .lock()
-            .ended
-            .clone()
-            .unwrap_or(Err(Error::Closed))
+        self.0.shared.core.lock().ended.clone().unwrap_or(Err(Error::Closed))
     }
 }
 
@@ -431,12 +410,7 @@ impl Shared {
     }
 
     /// A batch is durable: its entries can be read from disk.
-    pub(crate) fn publish(
-        &self,
-        staged: &mut Vec<(u64, Place)>,
-        unsaved: Option<LogPos>,
-        retired: &[Spare],
-    ) {
+    pub(crate) fn publish(&self, staged: &mut Vec<(u64, Place)>, unsaved: Option<LogPos>, retired: &[Spare]) {
         let mut core = self.core.lock();
         for (index, place) in staged.drain(..) {
             if index < core.publish_below {

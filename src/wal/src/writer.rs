@@ -96,12 +96,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        options: Options,
-        scan: Scan,
-        found: &Recovered,
-    ) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, options: Options, scan: Scan, found: &Recovered) -> Self {
         let Scan {
             vote,
             committed,
@@ -147,10 +142,7 @@ impl Writer {
                 Halt::Fatal(error) => error,
             })?;
         let current = self.current();
-        let (next, bytes) = (
-            current.id.next(),
-            self.shared.preparer.bytes_after(Some(current.bytes)),
-        );
+        let (next, bytes) = (current.id.next(), self.shared.preparer.bytes_after(Some(current.bytes)));
         self.shared.preparer.want(next, bytes);
         self.idle_work();
         self.tell_writable();
@@ -266,12 +258,9 @@ impl Writer {
         if let Some(error) = fatal {
             self.poison(&error, &mut answers);
         } else {
-            self.shared
-                .publish(&mut self.staged, unsaved, &self.retiring);
+            self.shared.publish(&mut self.staged, unsaved, &self.retiring);
             if !self.retiring.is_empty() {
-                self.shared
-                    .preparer
-                    .free(std::mem::take(&mut self.retiring));
+                self.shared.preparer.free(std::mem::take(&mut self.retiring));
             }
             self.tell_writable();
         }
@@ -317,11 +306,7 @@ impl Writer {
                 }
                 self.put(&Record::Truncate(*last), Room::Reserve)?;
                 self.last = *last;
-                while self
-                    .staged
-                    .last()
-                    .is_some_and(|(index, _)| Some(*index) > *after)
-                {
+                while self.staged.last().is_some_and(|(index, _)| Some(*index) > *after) {
                     self.staged.pop();
                 }
             }
@@ -337,26 +322,14 @@ impl Writer {
                     .take_while(|live| !needed(live))
                     .count();
                 let oldest = self.live[dead].segment.id;
-                self.put(
-                    &Record::Purge {
-                        upto: *upto,
-                        oldest,
-                    },
-                    Room::Reserve,
-                )?;
+                self.put(&Record::Purge { upto: *upto, oldest }, Room::Reserve)?;
                 self.retire(dead);
                 self.purged = Some(*upto);
             }
             What::Purge(upto) | What::Reset(upto) => {
                 let dead = self.live.len() - 1;
                 let oldest = self.live[dead].segment.id;
-                self.put(
-                    &Record::Reset {
-                        upto: *upto,
-                        oldest,
-                    },
-                    Room::Reserve,
-                )?;
+                self.put(&Record::Reset { upto: *upto, oldest }, Room::Reserve)?;
                 self.retire(dead);
                 self.live.iter_mut().for_each(|live| live.max_index = None); // none of what was there counts any more
                 self.purged = Some(*upto);
@@ -394,10 +367,7 @@ impl Writer {
     }
 
     /// Undoes an append that found no space for all its entries.
-    fn take_back(
-        &mut self,
-        (mark, end, last, staged): (Mark, Place, Option<LogPos>, usize),
-    ) -> Result<(), Halt> {
+    fn take_back(&mut self, (mark, end, last, staged): (Mark, Place, Option<LogPos>, usize)) -> Result<(), Halt> {
         self.staged.truncate(staged);
         if self.end == end {
             self.batch.rewind(mark);
@@ -422,11 +392,7 @@ impl Writer {
     }
 
     fn current(&self) -> &Segment {
-        &self
-            .live
-            .last()
-            .expect("there is always a segment to write to")
-            .segment
+        &self.live.last().expect("there is always a segment to write to").segment
     }
 
     /// Adds a record to the batch, in the next segment if this one is full.
@@ -461,10 +427,9 @@ impl Writer {
             offset: HEADER as u64,
         };
         self.shared.add_file(fresh.id, fresh.file.clone());
-        self.shared.preparer.want(
-            fresh.id.next(),
-            self.shared.preparer.bytes_after(Some(fresh.bytes)),
-        );
+        self.shared
+            .preparer
+            .want(fresh.id.next(), self.shared.preparer.bytes_after(Some(fresh.bytes)));
         self.live.push(fresh.into());
         self.push_state();
         Ok(())
@@ -487,8 +452,7 @@ impl Writer {
             last: *last,
             oldest: live[0].segment.id.0,
         };
-        self.batch
-            .push(self.end, self.session, &Record::State(state));
+        self.batch.push(self.end, self.session, &Record::State(state));
     }
 
     /// Writes and syncs the batch as far as it has come.
@@ -516,9 +480,7 @@ impl Writer {
         self.unsynced = false;
         self.end.offset += bytes;
         self.synced = self.end;
-        self.options
-            .observer
-            .batch(bytes, written - start, written.elapsed());
+        self.options.observer.batch(bytes, written - start, written.elapsed());
         Ok(())
     }
 

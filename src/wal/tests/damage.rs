@@ -21,9 +21,7 @@ const HEADER: usize = 64;
 fn sample(close: bool) -> (FaultyDisk, Vec<Entry>) {
     let disk = FaultyDisk::new();
     let (wal, _) = open(&disk).unwrap();
-    let entries: Vec<_> = (0..40)
-        .map(|i| entry(1 + i / 15, i, 20 + 13 * i as usize))
-        .collect();
+    let entries: Vec<_> = (0..40).map(|i| entry(1 + i / 15, i, 20 + 13 * i as usize)).collect();
     wait(|done| wal.save_vote(Bytes::from_static(b"a vote"), done)).unwrap();
     for some in entries.chunks(3) {
         wait(|done| wal.append(some.to_vec(), done)).unwrap();
@@ -91,11 +89,7 @@ fn last_segment(disk: &FaultyDisk) -> u64 {
 
 fn refused(disk: &FaultyDisk) -> (u64, u64, String) {
     match open(disk) {
-        Err(Error::Damage {
-            segment,
-            offset,
-            what,
-        }) => (segment.0, offset, what),
+        Err(Error::Damage { segment, offset, what }) => (segment.0, offset, what),
         Err(other) => panic!("refused, but with {other:?}"),
         Ok((_, found)) => panic!("opened: {found:?}"),
     }
@@ -144,10 +138,7 @@ fn torn_tail_at_every_offset() {
                     "{what} at {cut}: {}",
                     found.len()
                 );
-                assert!(
-                    found.len() < entries.len(),
-                    "{what} at {cut}: a torn record was taken"
-                );
+                assert!(found.len() < entries.len(), "{what} at {cut}: a torn record was taken");
                 drop(wal);
             }
         }
@@ -161,30 +152,19 @@ fn damage_before_tail_is_refused() {
     let last = last_segment(&disk);
     for number in 1..=last {
         let places = records(&disk, number);
-        let tail = places
-            .iter()
-            .rposition(|place| place.kind == BATCH)
-            .unwrap();
+        let tail = places.iter().rposition(|place| place.kind == BATCH).unwrap();
         for (at, place) in places.iter().enumerate() {
             if number == last && at >= tail {
                 continue;
             }
             let disk = disk.fork();
             disk.flip(&segment(number), 8 * (place.end as u64 - 1) + 3);
-            let before: Vec<_> = disk
-                .paths()
-                .iter()
-                .map(|path| disk.contents(path))
-                .collect();
+            let before: Vec<_> = disk.paths().iter().map(|path| disk.contents(path)).collect();
             let (segment, offset, what) = refused(&disk);
             // The first two records are what tells that a segment is in use.
             let offset = if at < 2 { place.at as u64 } else { offset };
             assert_eq!((segment, offset), (number, place.at as u64), "{what}");
-            let after: Vec<_> = disk
-                .paths()
-                .iter()
-                .map(|path| disk.contents(path))
-                .collect();
+            let after: Vec<_> = disk.paths().iter().map(|path| disk.contents(path)).collect();
             assert!(before == after, "refusing changed something");
         }
     }
@@ -223,19 +203,14 @@ fn bit_flip_under_a_running_log_is_never_served() {
     let (wal, _) = open(&disk).unwrap();
     let (mut refusals, mut place) = (0, None);
     for number in 1..=last_segment(&disk) {
-        for entry in records(&disk, number)
-            .into_iter()
-            .filter(|place| place.kind == ENTRY)
-        {
+        for entry in records(&disk, number).into_iter().filter(|place| place.kind == ENTRY) {
             for byte in entry.at..entry.end {
                 disk.flip(&segment(number), 8 * byte as u64);
                 match wal.read(0..u64::MAX, usize::MAX) {
                     Ok(found) => {
                         assert!(found == entries, "flip in byte {byte} of segment {number}")
                     }
-                    Err(Error::Damage {
-                        segment, offset, ..
-                    }) => {
+                    Err(Error::Damage { segment, offset, .. }) => {
                         refusals += 1;
                         place = Some((segment.0, offset));
                         assert_eq!(place, Some((number, entry.at as u64)));
@@ -246,10 +221,7 @@ fn bit_flip_under_a_running_log_is_never_served() {
             }
         }
     }
-    assert!(
-        place.is_some() && refusals > 5000,
-        "only {refusals} flips were noticed"
-    );
+    assert!(place.is_some() && refusals > 5000, "only {refusals} flips were noticed");
     assert!(all(&wal) == entries);
 }
 
@@ -278,10 +250,7 @@ fn stale_read_is_detected() {
     wait(|done| wal.append(vec![entry(2, 1, 1000), entry(2, 2, 1000)], done)).unwrap();
     assert!(matches!(wal.read(1..2, 0), Err(Error::Damage { .. })));
     disk.heal_reads();
-    assert_eq!(
-        all(&wal),
-        [entry(1, 0, 100), entry(2, 1, 1000), entry(2, 2, 1000)]
-    );
+    assert_eq!(all(&wal), [entry(1, 0, 100), entry(2, 1, 1000), entry(2, 2, 1000)]);
 }
 
 /// B41: an unfinished batch may be cut, unless the backend already has what was in it.
@@ -294,14 +263,8 @@ fn a_cut_below_the_applied_position_is_refused() {
     let place = *records(&disk, 1).last().unwrap();
     disk.flip(&segment(1), 8 * place.at as u64 + 200);
     let with = |applied| {
-        Wal::open(
-            Options {
-                applied,
-                ..options()
-            },
-            Arc::new(disk.fork()),
-        )
-        .map(|(wal, found)| (all(&wal).len(), found.torn))
+        Wal::open(Options { applied, ..options() }, Arc::new(disk.fork()))
+            .map(|(wal, found)| (all(&wal).len(), found.torn))
     };
     let told = with(Some(pos(1, 4)));
     assert!(
@@ -337,23 +300,12 @@ fn an_empty_log_under_a_backend_with_data_is_refused() {
 fn wal_rejects_entry_index_out_of_range() {
     let (disk, _) = sample(false);
     let places = records(&disk, 2);
-    let place = *places
-        .iter()
-        .filter(|place| place.kind == ENTRY)
-        .nth(2)
-        .unwrap();
+    let place = *places.iter().filter(|place| place.kind == ENTRY).nth(2).unwrap();
     let index = |disk: &FaultyDisk| {
         let bytes = disk.contents(&segment(2)).unwrap();
         u64::from_le_bytes(bytes[place.at + 24..place.at + 32].try_into().unwrap())
     };
-    for forged in [
-        0,
-        index(&disk) - 1,
-        index(&disk) + 1,
-        1 << 40,
-        u64::MAX - 1,
-        u64::MAX,
-    ] {
+    for forged in [0, index(&disk) - 1, index(&disk) + 1, 1 << 40, u64::MAX - 1, u64::MAX] {
         let disk = disk.fork();
         disk.overwrite(&segment(2), place.at + 24, &forged.to_le_bytes());
         reseal(&disk, 2, place);
@@ -396,18 +348,10 @@ fn forged_batch_headers_are_refused() {
         .nth(1)
         .unwrap();
     // Synced place, batch length, record count: at 16, 24, 32 and 36 of the record.
-    let bytes: [&[u8]; 3] = [
-        &u32::MAX.to_le_bytes(),
-        &0u32.to_le_bytes(),
-        &8u32.to_le_bytes(),
-    ];
-    for (field, value) in [
-        (16, &u64::MAX.to_le_bytes()[..]),
-        (36, bytes[0]),
-        (36, bytes[1]),
-    ]
-    .into_iter()
-    .chain(bytes.into_iter().map(|value| (32, value)))
+    let bytes: [&[u8]; 3] = [&u32::MAX.to_le_bytes(), &0u32.to_le_bytes(), &8u32.to_le_bytes()];
+    for (field, value) in [(16, &u64::MAX.to_le_bytes()[..]), (36, bytes[0]), (36, bytes[1])]
+        .into_iter()
+        .chain(bytes.into_iter().map(|value| (32, value)))
     {
         let disk = disk.fork();
         disk.overwrite(&segment(2), place.at + field, value);
@@ -427,11 +371,7 @@ fn a_missing_segment_is_named() {
         disk.remove(&segment(number)).unwrap();
         let (found, _, what) = refused(&disk);
         // What lies above a gap has to be the whole log, and tells that it is not.
-        assert_eq!(
-            (found, what.as_str()),
-            (1, "the file is missing"),
-            "without {number}"
-        );
+        assert_eq!((found, what.as_str()), (1, "the file is missing"), "without {number}");
     }
 }
 
@@ -454,9 +394,7 @@ fn a_newer_format_is_named() {
     match open(&disk) {
         Err(
             e @ Error::Version {
-                found: 2,
-                supported: 1,
-                ..
+                found: 2, supported: 1, ..
             },
         ) => assert!(e.to_string().contains("newer program"), "{e}"),
         other => panic!("{:?}", other.map(|(_, found)| found)),
@@ -501,9 +439,7 @@ fn what_was_cut_never_comes_back() {
     // One batch of an empty vote and entries: behind it, the first entry lies where the cut mark will end.
     disk.hold_syncs(true);
     wal.append(vec![entry(1, 0, 10)], Box::new(|_| {}));
-    until("the batch is written", || {
-        disk.contents(&segment(1)).unwrap() != empty
-    });
+    until("the batch is written", || disk.contents(&segment(1)).unwrap() != empty);
     wal.save_vote(Bytes::new(), Box::new(|_| {}));
     wal.append((1..6).map(|i| entry(1, i, 40)).collect(), Box::new(|_| {}));
     disk.hold_syncs(false);

@@ -41,22 +41,15 @@ fn power_loss_keeps_synced_bytes_and_any_sectors_of_the_rest() {
     file.write_at(&[2; 2048], 0).unwrap();
     assert_eq!(after(&disk, Tear::Lose), [1; 2048]);
     assert_eq!(after(&disk, Tear::Keep), [2; 2048]);
-    assert_eq!(
-        after(&disk, Tear::LoseFirst),
-        [vec![1; 512], vec![2; 1536]].concat()
-    );
-    assert_eq!(
-        after(&disk, Tear::LoseLast),
-        [vec![2; 1536], vec![1; 512]].concat()
-    );
-    let mixes: std::collections::BTreeSet<_> =
-        (0..200).map(|seed| after(&disk, Tear::Mix(seed))).collect();
+    assert_eq!(after(&disk, Tear::LoseFirst), [vec![1; 512], vec![2; 1536]].concat());
+    assert_eq!(after(&disk, Tear::LoseLast), [vec![2; 1536], vec![1; 512]].concat());
+    let mixes: std::collections::BTreeSet<_> = (0..200).map(|seed| after(&disk, Tear::Mix(seed))).collect();
     assert_eq!(mixes.len(), 16, "every subset of four sectors turns up");
-    assert!(mixes.iter().all(|bytes| {
-        bytes
-            .chunks(512)
-            .all(|sector| sector.iter().all(|b| *b == sector[0]))
-    }));
+    assert!(
+        mixes
+            .iter()
+            .all(|bytes| { bytes.chunks(512).all(|sector| sector.iter().all(|b| *b == sector[0])) })
+    );
     file.sync().unwrap();
     assert_eq!(after(&disk, Tear::Lose), [2; 2048]);
 }
@@ -66,9 +59,7 @@ fn power_loss_may_bring_back_a_state_between_two_writes() {
     let (disk, file) = disk_with(512);
     file.write_at(&[2; 512], 0).unwrap();
     file.write_at(&[3; 512], 0).unwrap();
-    let seen: std::collections::BTreeSet<_> = (0..50)
-        .map(|seed| after(&disk, Tear::Mix(seed))[0])
-        .collect();
+    let seen: std::collections::BTreeSet<_> = (0..50).map(|seed| after(&disk, Tear::Mix(seed))[0]).collect();
     assert_eq!(seen, [1, 2, 3].into());
 }
 
@@ -83,10 +74,7 @@ fn names_are_lost_until_the_directory_is_synced() {
     disk.sync_dir(Path::new(DIR)).unwrap();
     disk.power_loss(Tear::Lose);
     assert_eq!(disk.paths(), [g]);
-    assert!(
-        file.read_at(&mut [0], 0).is_err(),
-        "handles die with the power"
-    );
+    assert!(file.read_at(&mut [0], 0).is_err(), "handles die with the power");
 }
 
 #[test]
@@ -111,9 +99,7 @@ fn a_power_cut_stops_everything_until_the_power_is_back() {
     disk.cut_power_after(1);
     file.write_at(&[2; 512], 0).unwrap();
     assert!(file.sync().is_err());
-    assert!(
-        disk.is_off() && file.read_at(&mut [0], 0).is_err() && disk.list(Path::new(DIR)).is_err()
-    );
+    assert!(disk.is_off() && file.read_at(&mut [0], 0).is_err() && disk.list(Path::new(DIR)).is_err());
     disk.power_loss(Tear::Keep);
     let file = disk.open(&Path::new(DIR).join("f")).unwrap();
     let mut seen = [0];

@@ -20,15 +20,9 @@ fn open_counting(disk: &FaultyDisk) -> (Wal, Arc<AtomicUsize>) {
         count.fetch_add(1, Ordering::SeqCst);
     });
     (
-        Wal::open(
-            Options {
-                on_fatal,
-                ..options()
-            },
-            Arc::new(disk.clone()),
-        )
-        .unwrap()
-        .0,
+        Wal::open(Options { on_fatal, ..options() }, Arc::new(disk.clone()))
+            .unwrap()
+            .0,
         fatal,
     )
 }
@@ -52,15 +46,8 @@ fn failed_sync_ends_acknowledging() {
     }
     disk.hold_syncs(false);
     let told: Vec<_> = (1..5).map(|_| told.recv().unwrap()).collect();
-    assert!(
-        told.iter().map(|(i, _)| *i).eq(1..5),
-        "answers keep their order"
-    );
-    assert!(
-        matches!(told[0].1, Err(Error::Sync { .. })),
-        "{:?}",
-        told[0]
-    );
+    assert!(told.iter().map(|(i, _)| *i).eq(1..5), "answers keep their order");
+    assert!(matches!(told[0].1, Err(Error::Sync { .. })), "{:?}", told[0]);
     assert!(
         told.iter()
             .all(|(_, outcome)| matches!(outcome, Err(Error::Sync { .. } | Error::Poisoned)))
@@ -70,10 +57,7 @@ fn failed_sync_ends_acknowledging() {
             wait(|done| wal.save_vote(Bytes::new(), done)),
             Err(Error::Poisoned)
         ));
-        assert!(matches!(
-            wait(|done| wal.append(vec![], done)),
-            Err(Error::Poisoned)
-        ));
+        assert!(matches!(wait(|done| wal.append(vec![], done)), Err(Error::Poisoned)));
     }
     assert_eq!(fatal.load(Ordering::SeqCst), 1, "told once");
     assert_eq!(wal.read(0..1, 0).unwrap(), [entry(1, 0, 10)], "reads go on");
@@ -166,21 +150,14 @@ fn disk_full_recovers_by_itself() {
             next > 15 && warned_with.is_some(),
             "{next} entries, warned with {warned_with:?} bytes left"
         );
-        assert_eq!(
-            wal.state().1,
-            Some(pos(1, next - 1)),
-            "the refused entry is gone again"
-        );
+        assert_eq!(wal.state().1, Some(pos(1, next - 1)), "the refused entry is gone again");
         // Small records have a reserve, reads go on.
         wait(|done| wal.save_vote(Bytes::from_static(b"full"), done)).unwrap();
         wait(|done| wal.truncate_after(Some(next - 2), done)).unwrap();
         assert_eq!(all(&wal).len() as u64, next - 1);
         // What does not fit whole leaves nothing behind, in memory or on disk.
         let many = (next - 1..next + 20).map(|i| entry(2, i, 300)).collect();
-        assert!(matches!(
-            wait(|done| wal.append(many, done)),
-            Err(Error::NoSpace)
-        ));
+        assert!(matches!(wait(|done| wal.append(many, done)), Err(Error::NoSpace)));
         assert_eq!(wal.state().1, Some(pos(1, next - 2)));
         let kept = all(&wal);
         drop(wal);
@@ -201,13 +178,7 @@ fn disk_full_recovers_by_itself() {
         if prepare_ahead {
             until("space is noticed", || wal.space().load(Ordering::SeqCst));
         }
-        wait(|done| {
-            wal.append(
-                (next - 1..next + 30).map(|i| entry(3, i, 300)).collect(),
-                done,
-            )
-        })
-        .unwrap();
+        wait(|done| wal.append((next - 1..next + 30).map(|i| entry(3, i, 300)).collect(), done)).unwrap();
         assert!(wal.space().load(Ordering::SeqCst));
         wal.close().unwrap();
     }
@@ -238,10 +209,7 @@ fn purging_makes_space_on_a_full_disk() {
 fn a_log_that_finds_no_space_for_its_first_segment_says_so() {
     let disk = FaultyDisk::new();
     disk.set_capacity(Some(100));
-    assert!(matches!(
-        open(&disk).map(|(_, found)| found),
-        Err(Error::NoSpace)
-    ));
+    assert!(matches!(open(&disk).map(|(_, found)| found), Err(Error::NoSpace)));
     disk.set_capacity(None);
     assert_eq!(open(&disk).unwrap().1.last, None);
 }
@@ -265,10 +233,7 @@ fn what_gathers_during_a_sync_shares_the_next_one() {
         60,
         "unsynced entries can be read"
     );
-    assert!(
-        told.try_recv().is_err(),
-        "nothing is acknowledged before its sync"
-    );
+    assert!(told.try_recv().is_err(), "nothing is acknowledged before its sync");
     disk.hold_syncs(false);
     assert!((0..60).all(|i| told.recv().unwrap().unwrap() == i));
     let syncs = disk.syncs() - syncs;
@@ -295,9 +260,7 @@ fn an_entry_truncated_while_it_is_written_is_not_found_on_disk() {
         (0..3).map(|i| entry(1, i, 20)).collect(),
         Box::new(move |_| tell.send(reader.read(0..9, usize::MAX)).unwrap()),
     );
-    until("the batch is written", || {
-        disk.contents(&segment(1)).unwrap() != before
-    });
+    until("the batch is written", || disk.contents(&segment(1)).unwrap() != before);
     wal.truncate_after(Some(0), Box::new(|_| {}));
     wal.append((1..3).map(|i| entry(2, i, 30)).collect(), Box::new(|_| {}));
     disk.hold_syncs(false);

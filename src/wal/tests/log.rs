@@ -49,10 +49,7 @@ fn read(wal: &Wal) -> Vec<Entry> {
 fn a_closed_log_comes_back_whole() {
     let dir = tempfile::tempdir().unwrap();
     let (wal, found) = open(dir.path());
-    assert_eq!(
-        (found.last, found.vote, found.clean_stop),
-        (None, None, true)
-    );
+    assert_eq!((found.last, found.vote, found.clean_stop), (None, None, true));
     append(&wal, (0..50).map(|i| entry(1, i)).collect());
     wait(|done| wal.save_vote(Bytes::from_static(b"me, term 1"), done)).unwrap();
     wal.save_committed(pos(1, 30));
@@ -91,15 +88,9 @@ fn purged_segments_are_reused_and_the_rest_survives() {
     assert!(most <= 5, "{most} files for a log of one segment");
     drop(wal);
     let (wal, found) = open(dir.path());
-    assert_eq!(
-        (found.purged, found.last),
-        (Some(pos(1, 2979)), Some(pos(1, 2999)))
-    );
+    assert_eq!((found.purged, found.last), (Some(pos(1, 2979)), Some(pos(1, 2999))));
     assert!(!found.clean_stop);
-    assert_eq!(
-        read(&wal),
-        (2980..3000).map(|i| entry(1, i)).collect::<Vec<_>>()
-    );
+    assert_eq!(read(&wal), (2980..3000).map(|i| entry(1, i)).collect::<Vec<_>>());
 }
 
 #[test]
@@ -134,10 +125,7 @@ fn a_reset_log_goes_on_after_the_snapshot() {
     append(&wal, vec![entry(4, 101)]);
     drop(wal);
     let (wal, found) = open(dir.path());
-    assert_eq!(
-        (found.purged, found.last),
-        (Some(pos(4, 100)), Some(pos(4, 101)))
-    );
+    assert_eq!((found.purged, found.last), (Some(pos(4, 100)), Some(pos(4, 101))));
     assert_eq!(read(&wal), [entry(4, 101)]);
 }
 
@@ -180,10 +168,7 @@ fn committed_entries_can_not_be_truncated() {
     append(&wal, (0..20).map(|i| entry(1, i)).collect());
     wal.save_committed(pos(1, 10));
     let told = wait(|done| wal.truncate_after(Some(9), done));
-    assert!(
-        matches!(told, Err(Error::TruncatesCommitted { .. })),
-        "{told:?}"
-    );
+    assert!(matches!(told, Err(Error::TruncatesCommitted { .. })), "{told:?}");
     wait(|done| wal.truncate_after(Some(10), done)).unwrap();
     assert_eq!(read(&wal).len(), 11);
 }
@@ -225,8 +210,5 @@ fn files_are_for_the_owner_only() {
     append(&wal, vec![entry(1, 0)]);
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&dir.path().join("member/wal")), 0o700);
-    assert_eq!(
-        mode(&dir.path().join("member/wal/0000000000000001.wal")),
-        0o600
-    );
+    assert_eq!(mode(&dir.path().join("member/wal/0000000000000001.wal")), 0o600);
 }

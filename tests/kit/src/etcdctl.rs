@@ -67,7 +67,10 @@ impl Etcdctl {
             Some(list) => format!("--endpoints={}", list.replace("http://", "").replace("https://", "")),
             None => argument.clone(),
         };
-        Self { program: self.program.clone(), arguments: self.arguments.iter().map(plain).collect() }
+        Self {
+            program: self.program.clone(),
+            arguments: self.arguments.iter().map(plain).collect(),
+        }
     }
 
     /// Calls with the material's client certificate.

@@ -31,9 +31,7 @@ pub const B9: [f64; 14] = doubling(100.0);
 /// 100 µs … 3.3 s: round trips to peers.
 pub const B10: [f64; 16] = doubling(0.0001);
 /// 5 ms … 10 s: gRPC handling, the usual Prometheus choice.
-pub const B11: [f64; 11] = [
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-];
+pub const B11: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// 500 µs … 2 s: v2 requests.
 pub const B12: [f64; 13] = doubling(0.0005);
 /// 1 … 8388608 s: what clients ask for as a time to live.
@@ -66,8 +64,7 @@ mod tests {
             assert!(bounds.is_sorted());
         }
         let all: Vec<_> = B1.iter().map(|bound| GoFloat(*bound).to_string()).collect();
-        let wanted =
-            "0.001 0.002 0.004 0.008 0.016 0.032 0.064 0.128 0.256 0.512 1.024 2.048 4.096 8.192";
+        let wanted = "0.001 0.002 0.004 0.008 0.016 0.032 0.064 0.128 0.256 0.512 1.024 2.048 4.096 8.192";
         assert_eq!(all.join(" "), wanted);
     }
 }

@@ -38,12 +38,7 @@ pub struct Page {
 
 impl Page {
     /// Opens a family; its samples follow through the returned handle. A name is opened once per page.
-    pub fn family(
-        &mut self,
-        name: impl Into<Cow<'static, str>>,
-        help: &str,
-        kind: Kind,
-    ) -> Family<'_> {
+    pub fn family(&mut self, name: impl Into<Cow<'static, str>>, help: &str, kind: Kind) -> Family<'_> {
         let name = name.into();
         let start = self.text.len();
         let _ = write!(self.text, "# HELP {name} ");
@@ -80,8 +75,7 @@ impl Page {
                 Kind::Histogram => {
                     let histogram = metric.get_histogram();
                     let buckets = histogram.get_bucket().iter();
-                    let buckets =
-                        buckets.map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()));
+                    let buckets = buckets.map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()));
                     let (sum, count) = (histogram.get_sample_sum(), histogram.get_sample_count());
                     written.histogram(&label_text, buckets, sum, count);
                 }
@@ -130,13 +124,7 @@ impl Family<'_> {
     }
 
     /// `buckets` are upper bounds with cumulative counts, `+Inf` excluded.
-    pub fn histogram(
-        &mut self,
-        labels: &str,
-        buckets: impl Iterator<Item = (f64, u64)>,
-        sum: f64,
-        count: u64,
-    ) {
+    pub fn histogram(&mut self, labels: &str, buckets: impl Iterator<Item = (f64, u64)>, sum: f64, count: u64) {
         let mut bound = String::new();
         for (upper, cumulative) in buckets.filter(|(upper, _)| upper.is_finite()) {
             bound.clear();

@@ -121,11 +121,7 @@ const SERVICES: [Service; 9] = [
         true,
         &[("Check", UNARY), ("Watch", SERVER), ("List", UNARY)],
     ),
-    (
-        "v3lockpb.Lock",
-        false,
-        &[("Lock", UNARY), ("Unlock", UNARY)],
-    ),
+    ("v3lockpb.Lock", false, &[("Lock", UNARY), ("Unlock", UNARY)]),
     (
         "v3electionpb.Election",
         false,
@@ -217,11 +213,7 @@ impl GrpcMetrics {
                     handled: Default::default(),
                     seconds,
                     prefilled,
-                    labels: labels(&[
-                        ("grpc_method", name),
-                        ("grpc_service", service),
-                        ("grpc_type", kind),
-                    ]),
+                    labels: labels(&[("grpc_method", name), ("grpc_service", service), ("grpc_type", kind)]),
                 });
                 by_path.insert(format!("/{service}/{name}"), metrics.clone());
                 methods.push(metrics);
@@ -244,19 +236,10 @@ impl GrpcMetrics {
     }
 
     fn shown(&self) -> impl Iterator<Item = &MethodMetrics> {
-        self.methods
-            .iter()
-            .map(Arc::as_ref)
-            .filter(|method| method.shown())
+        self.methods.iter().map(Arc::as_ref).filter(|method| method.shown())
     }
 
-    fn write_plain(
-        &self,
-        page: &mut Page,
-        name: &'static str,
-        help: &str,
-        value: fn(&MethodMetrics) -> &AtomicU64,
-    ) {
+    fn write_plain(&self, page: &mut Page, name: &'static str, help: &str, value: fn(&MethodMetrics) -> &AtomicU64) {
         let mut family = page.family(name, help, Kind::Counter);
         for method in self.shown() {
             family.sample(&method.labels, value(method).load(Ordering::Relaxed) as f64);
@@ -265,10 +248,7 @@ impl GrpcMetrics {
 }
 
 fn latency() -> Result<Histogram> {
-    Histogram::with_opts(
-        HistogramOpts::new("grpc_server_handling_seconds", "latency")
-            .buckets(buckets::B11.to_vec()),
-    )
+    Histogram::with_opts(HistogramOpts::new("grpc_server_handling_seconds", "latency").buckets(buckets::B11.to_vec()))
 }
 
 impl Source for GrpcMetrics {
@@ -280,15 +260,10 @@ impl Source for GrpcMetrics {
             |m| &m.started,
         );
         let help = "Messages received from clients.";
-        self.write_plain(page, "grpc_server_msg_received_total", help, |m| {
-            &m.received
+        self.write_plain(page, "grpc_server_msg_received_total", help, |m| &m.received);
+        self.write_plain(page, "grpc_server_msg_sent_total", "Messages sent to clients.", |m| {
+            &m.sent
         });
-        self.write_plain(
-            page,
-            "grpc_server_msg_sent_total",
-            "Messages sent to clients.",
-            |m| &m.sent,
-        );
 
         let help = "Calls that ended on the server, by status code.";
         let mut family = page.family("grpc_server_handled_total", help, Kind::Counter);

@@ -23,27 +23,15 @@ impl Source for ProcessSource {
         let open_fds = open_fds();
 
         let mut gauge = |name, help, value| page.single(name, help, Kind::Gauge, value);
-        gauge(
-            "os_fd_limit",
-            "Descriptors this process may open.",
-            limits.open_files,
-        );
+        gauge("os_fd_limit", "Descriptors this process may open.", limits.open_files);
         gauge("os_fd_used", "Descriptors this process has open.", open_fds);
         gauge(
             "process_max_fds",
             "Descriptors this process may open.",
             limits.open_files,
         );
-        gauge(
-            "process_open_fds",
-            "Descriptors this process has open.",
-            open_fds,
-        );
-        gauge(
-            "process_resident_memory_bytes",
-            "Memory in RAM.",
-            status.resident,
-        );
+        gauge("process_open_fds", "Descriptors this process has open.", open_fds);
+        gauge("process_resident_memory_bytes", "Memory in RAM.", status.resident);
         gauge(
             "process_start_time_seconds",
             "Unix time at which the process started.",
@@ -81,8 +69,7 @@ impl Source for ProcessSource {
 }
 
 fn write_go(page: &mut Page, status: &Status) {
-    let tasks = tokio::runtime::Handle::try_current()
-        .map_or(0, |handle| handle.metrics().num_alive_tasks());
+    let tasks = tokio::runtime::Handle::try_current().map_or(0, |handle| handle.metrics().num_alive_tasks());
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let heap = status.anonymous;
 
@@ -94,21 +81,13 @@ fn write_go(page: &mut Page, status: &Status) {
         .sample(r#"version="go1.26""#, 1.0);
     let mut gauge = |name, help, value| page.single(name, help, Kind::Gauge, value);
     gauge("go_gc_gogc_percent", "Compatibility: Go's default.", 100.0);
-    gauge(
-        "go_gc_gomemlimit_bytes",
-        "Compatibility: no limit.",
-        i64::MAX as f64,
-    );
+    gauge("go_gc_gomemlimit_bytes", "Compatibility: no limit.", i64::MAX as f64);
     gauge(
         "go_goroutines",
         "Asynchronous tasks, plus one for the process.",
         (tasks + 1) as f64,
     );
-    gauge(
-        "go_sched_gomaxprocs_threads",
-        "CPUs this process may use.",
-        cpus as f64,
-    );
+    gauge("go_sched_gomaxprocs_threads", "CPUs this process may use.", cpus as f64);
     gauge("go_threads", "Threads of this process.", status.threads);
 
     const ANONYMOUS: &str = "Anonymous memory in RAM.";
@@ -116,12 +95,7 @@ fn write_go(page: &mut Page, status: &Status) {
         page.family(format!("go_memstats_{name}_bytes"), ANONYMOUS, Kind::Gauge)
             .sample("", heap);
     }
-    page.single(
-        "go_memstats_sys_bytes",
-        "Memory in RAM.",
-        Kind::Gauge,
-        status.resident,
-    );
+    page.single("go_memstats_sys_bytes", "Memory in RAM.", Kind::Gauge, status.resident);
     page.single(
         "go_memstats_stack_inuse_bytes",
         "Stack of the main thread.",
@@ -136,12 +110,7 @@ fn write_go(page: &mut Page, status: &Status) {
     );
     // a counter may not fall, so the high-water mark stands for "ever allocated"
     let help = "High-water mark of memory in RAM.";
-    page.single(
-        "go_memstats_alloc_bytes_total",
-        help,
-        Kind::Counter,
-        status.peak,
-    );
+    page.single("go_memstats_alloc_bytes_total", help, Kind::Counter, status.peak);
     const NONE: &str = "Compatibility: not known here.";
     for name in ["frees_total", "mallocs_total"] {
         page.family(format!("go_memstats_{name}"), NONE, Kind::Counter)
@@ -245,9 +214,7 @@ impl Times {
         let after_name = own.rsplit_once(')').map_or("", |(_, rest)| rest);
         let ticks = |field: usize| {
             let word = after_name.split_whitespace().nth(field - 3);
-            word.and_then(|word| word.parse::<f64>().ok())
-                .unwrap_or_default()
-                / USER_HZ
+            word.and_then(|word| word.parse::<f64>().ok()).unwrap_or_default() / USER_HZ
         };
         let boot = system.lines().find_map(|line| line.strip_prefix("btime "));
         let boot = boot
@@ -318,9 +285,7 @@ mod tests {
                 started: 1123.45
             }
         );
-        let octets = Octets::parse(
-            "TcpExt: A\nTcpExt: 1\nIpExt: InNoRoutes InOctets OutOctets\nIpExt: 0 12 34\n",
-        );
+        let octets = Octets::parse("TcpExt: A\nTcpExt: 1\nIpExt: InNoRoutes InOctets OutOctets\nIpExt: 0 12 34\n");
         assert_eq!(
             octets,
             Octets {
@@ -334,13 +299,7 @@ mod tests {
     fn absent_proc_files_give_zeros() {
         assert_eq!(Status::parse(""), Status::default());
         assert_eq!(Limits::parse("").open_files, 0.0);
-        assert_eq!(
-            Times::parse("", ""),
-            Times {
-                cpu: 0.0,
-                started: 0.0
-            }
-        );
+        assert_eq!(Times::parse("", ""), Times { cpu: 0.0, started: 0.0 });
         assert_eq!(Octets::parse(""), Octets::default());
     }
 }

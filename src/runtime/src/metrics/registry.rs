@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use parking_lot::RwLock;
 use prometheus::core::Collector;
 use prometheus::{
-    CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, Result,
+    CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Result,
 };
 
 use super::process::ProcessSource;
@@ -46,10 +46,7 @@ impl Registry {
         let registry = Self::bare();
         registry.add_source(scrapes.clone());
         registry.add_source(Arc::new(ProcessSource));
-        Self {
-            scrapes,
-            ..registry
-        }
+        Self { scrapes, ..registry }
     }
 
     /// Without the process's own families, whose values nobody can foresee.
@@ -107,13 +104,7 @@ impl Registry {
         )?)
     }
 
-    pub fn histogram_vec(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-        bounds: &[f64],
-    ) -> Result<HistogramVec> {
+    pub fn histogram_vec(&self, name: &str, help: &str, labels: &[&str], bounds: &[f64]) -> Result<HistogramVec> {
         self.register(HistogramVec::new(
             HistogramOpts::new(name, help).buckets(bounds.to_vec()),
             labels,
@@ -153,15 +144,8 @@ impl Source for Scrapes {
             in_flight as f64,
         );
         let name = "promhttp_metric_handler_requests_total";
-        let mut family = page.family(
-            name,
-            "Scrapes answered, by HTTP status code.",
-            Kind::Counter,
-        );
-        family.sample(
-            r#"code="200""#,
-            self.succeeded.load(Ordering::Relaxed) as f64,
-        );
+        let mut family = page.family(name, "Scrapes answered, by HTTP status code.", Kind::Counter);
+        family.sample(r#"code="200""#, self.succeeded.load(Ordering::Relaxed) as f64);
         // a scrape can't fail here, but alerts expect the series
         family.sample(r#"code="500""#, 0.0);
         family.sample(r#"code="503""#, 0.0);

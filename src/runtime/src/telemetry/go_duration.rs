@@ -35,12 +35,7 @@ impl fmt::Display for GoDuration {
     }
 }
 
-fn write_fraction(
-    f: &mut fmt::Formatter<'_>,
-    nanos: u128,
-    unit: u128,
-    suffix: &str,
-) -> fmt::Result {
+fn write_fraction(f: &mut fmt::Formatter<'_>, nanos: u128, unit: u128, suffix: &str) -> fmt::Result {
     write!(f, "{}", nanos / unit)?;
     let mut rest = nanos % unit;
     if rest > 0 {

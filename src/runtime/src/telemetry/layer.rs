@@ -112,12 +112,7 @@ where
         })
     }
 
-    fn on_new_span(
-        &self,
-        attributes: &span::Attributes<'_>,
-        id: &span::Id,
-        context: Context<'_, S>,
-    ) {
+    fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
         let mut fields = SpanFields(Vec::new());
         attributes.record(&mut fields);
@@ -129,10 +124,7 @@ where
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let metadata = event.metadata();
         if !self.sampler.admit(std::ptr::from_ref(metadata) as usize) {
-            self.telemetry
-                .shared
-                .sampled_out
-                .fetch_add(1, Ordering::Relaxed);
+            self.telemetry.shared.sampled_out.fetch_add(1, Ordering::Relaxed);
             return;
         }
         // taken out of its cell, not borrowed: a value's Debug may log too
@@ -193,8 +185,7 @@ struct HeadVisitor<'line, 'out> {
 
 impl HeadVisitor<'_, '_> {
     fn write(&mut self, msg: fmt::Arguments<'_>) {
-        self.line
-            .head(format_args!("{}:{}", Caller(self.file), self.at), msg);
+        self.line.head(format_args!("{}:{}", Caller(self.file), self.at), msg);
         self.written = true;
     }
 }
@@ -343,8 +334,7 @@ impl Sampler {
             match slot.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => {
                     let count = (next & u64::from(u32::MAX)) as u32;
-                    return count <= SAMPLE_FIRST
-                        || (count - SAMPLE_FIRST).is_multiple_of(SAMPLE_EVERY);
+                    return count <= SAMPLE_FIRST || (count - SAMPLE_FIRST).is_multiple_of(SAMPLE_EVERY);
                 }
                 Err(actual) => seen = actual,
             }

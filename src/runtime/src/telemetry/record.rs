@@ -47,10 +47,7 @@ impl Record {
 
     /// The value of a field, for those that look before they log.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.fields
-            .iter()
-            .find(|(name, _)| name == key)
-            .map(|(_, value)| value)
+        self.fields.iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
 
     #[must_use]
@@ -102,12 +99,7 @@ pub(super) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    pub fn begin(
-        out: &'a mut Vec<u8>,
-        format: Format,
-        level: Level,
-        logger: Option<&'static str>,
-    ) -> Self {
+    pub fn begin(out: &'a mut Vec<u8>, format: Format, level: Level, logger: Option<&'static str>) -> Self {
         Self {
             out,
             format,
@@ -239,10 +231,7 @@ mod tests {
         for (path, shown) in [
             ("src/server/src/config/load.rs", "config/load.rs"),
             ("src/server/src/listen.rs", "server/listen.rs"),
-            (
-                "/home/u/registry/src/h2-0.4.1/src/proto/mod.rs",
-                "proto/mod.rs",
-            ),
+            ("/home/u/registry/src/h2-0.4.1/src/proto/mod.rs", "proto/mod.rs"),
             ("main.rs", "main.rs"),
             ("src/main.rs", "main.rs"),
         ] {
@@ -253,9 +242,7 @@ mod tests {
     #[test]
     fn console_lines_are_tab_separated() {
         let mut out = Vec::new();
-        let record = Record::new(Level::Warn, "two\tlines\n")
-            .field("n", 5)
-            .field("s", "a b");
+        let record = Record::new(Level::Warn, "two\tlines\n").field("n", 5).field("s", "a b");
         record.encode(Format::Console, &mut out);
         let line = String::from_utf8(out).unwrap();
         let columns: Vec<_> = line.trim_end().split('\t').collect();

@@ -86,12 +86,7 @@ impl Sink {
     pub fn wait_drained(&self, deadline: Instant) -> bool {
         let mut state = self.shared.state.lock();
         while state.writing || !state.pending.is_empty() {
-            if self
-                .shared
-                .drained
-                .wait_until(&mut state, deadline)
-                .timed_out()
-            {
+            if self.shared.drained.wait_until(&mut state, deadline).timed_out() {
                 return !state.writing && state.pending.is_empty();
             }
         }
@@ -199,9 +194,7 @@ fn write_all(file: &mut File, bytes: &[u8]) -> Result<(), usize> {
             Ok(0) => return Err(written),
             Ok(taken) => written += taken,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                std::thread::sleep(WOULD_BLOCK_PAUSE)
-            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(WOULD_BLOCK_PAUSE),
             Err(_) => return Err(written),
         }
     }

@@ -20,11 +20,7 @@ fn on_pipe() -> (std::io::PipeReader, Telemetry) {
     let (reader, writer) = std::io::pipe().unwrap();
     (
         reader,
-        on_file(
-            File::from(OwnedFd::from(writer)),
-            Level::Debug,
-            Format::Json,
-        ),
+        on_file(File::from(OwnedFd::from(writer)), Level::Debug, Format::Json),
     )
 }
 
@@ -37,9 +33,7 @@ fn lines_of(level: Level, log: impl FnOnce()) -> Vec<Value> {
     drop(telemetry);
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
@@ -50,16 +44,11 @@ fn a_line_is_json_with_the_four_keys_first() {
             text = "quote \" and\nbreak \u{1}", "lease expired"
         );
     });
-    let [line] = lines.as_slice() else {
-        panic!("{lines:?}")
-    };
+    let [line] = lines.as_slice() else { panic!("{lines:?}") };
     assert_eq!(line["level"], "info");
     assert_eq!(line["msg"], "lease expired");
     assert!(
-        line["caller"]
-            .as_str()
-            .unwrap()
-            .starts_with("telemetry/tests.rs:"),
+        line["caller"].as_str().unwrap().starts_with("telemetry/tests.rs:"),
         "{line}"
     );
     let ts = line["ts"].as_str().unwrap();
@@ -86,38 +75,22 @@ fn levels_filter_and_libraries_are_one_step_quieter() {
     for (level, wanted) in [
         (
             Level::Debug,
-            vec![
-                "own debug",
-                "own info",
-                "own warn",
-                "own error",
-                "lib info",
-                "lib warn",
-            ],
+            vec!["own debug", "own info", "own warn", "own error", "lib info", "lib warn"],
         ),
-        (
-            Level::Info,
-            vec!["own info", "own warn", "own error", "lib warn"],
-        ),
+        (Level::Info, vec!["own info", "own warn", "own error", "lib warn"]),
         (Level::Warn, vec!["own warn", "own error", "lib warn"]),
         (Level::Error, vec!["own error"]),
         (Level::Fatal, vec![]),
     ] {
         let lines = lines_of(level, log);
-        let seen: Vec<_> = lines
-            .iter()
-            .map(|line| line["msg"].as_str().unwrap())
-            .collect();
+        let seen: Vec<_> = lines.iter().map(|line| line["msg"].as_str().unwrap()).collect();
         assert_eq!(seen, wanted, "{level:?}");
     }
 }
 
 #[test]
 fn library_records_name_their_logger() {
-    let lines = lines_of(
-        Level::Info,
-        || tracing::warn!(target: "openraft::engine", "odd"),
-    );
+    let lines = lines_of(Level::Info, || tracing::warn!(target: "openraft::engine", "odd"));
     assert_eq!(lines[0]["logger"], "raft");
 }
 
@@ -139,11 +112,7 @@ fn errors_show_their_causes_and_reserved_names_step_aside() {
     struct Outer(#[source] io::Error);
     let lines = lines_of(Level::Info, || {
         let error = Outer(io::Error::other("device gone"));
-        tracing::error!(
-            error = &error as &dyn std::error::Error,
-            level = 9,
-            "wal failed"
-        );
+        tracing::error!(error = &error as &dyn std::error::Error, level = 9, "wal failed");
     });
     assert_eq!(lines[0]["error"], "sync segment 7: device gone");
     assert_eq!(lines[0]["level"], "error");
@@ -213,12 +182,7 @@ fn a_blocked_output_does_not_silence_the_others() {
     let (name, file) = open_output(&Output::File(path.clone())).unwrap();
     let options = Options::default();
     let sinks = vec![
-        Sink::start(
-            "pipe".to_owned(),
-            File::from(OwnedFd::from(blocked)),
-            Format::Json,
-        )
-        .unwrap(),
+        Sink::start("pipe".to_owned(), File::from(OwnedFd::from(blocked)), Format::Json).unwrap(),
         Sink::start(name, file, Format::Json).unwrap(),
     ];
     let telemetry = Telemetry::with_sinks(&options, sinks);
@@ -245,10 +209,7 @@ fn log_files_are_private_and_appended_to() {
         telemetry.record(&Record::new(Level::Fatal, "discovery failed").field("error", "x"));
         assert!(telemetry.flush(Duration::from_secs(10)));
     }
-    assert_eq!(
-        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let text = std::fs::read_to_string(&path).unwrap();
     assert_eq!(text.lines().count(), 2);
     assert!(text.contains(r#""level":"fatal""#));

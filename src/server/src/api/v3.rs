@@ -11,8 +11,8 @@ mod range;
 mod watch;
 
 use crate::member::Member;
-use crate::state::State;
 use crate::rpc::{self, CallContext, Incoming, Method, Outgoing, Reply};
+use crate::state::State;
 use bytes::Bytes;
 use prost::Message;
 use quorate_api::error::transport;
@@ -87,7 +87,10 @@ impl rpc::Api for Services {
 /// A method that etcd has and this version does not serve. Said as such, so that nobody looks for a typing mistake.
 fn not_yet(method: Method) -> Status {
     let (service, name) = (method.service(), method.name());
-    Status::new(Code::Unimplemented, format!("{service}/{name} is not yet served by Quorate"))
+    Status::new(
+        Code::Unimplemented,
+        format!("{service}/{name} is not yet served by Quorate"),
+    )
 }
 
 fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {

@@ -29,7 +29,11 @@ const LOCK_POLL: Duration = Duration::from_millis(200);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{doing} {}: {source}", path.display())]
-    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error(
         "data directory {} belongs to user {owner}, and this process runs as user {user}: start it as the owner or \
          change the owner of the directory",
@@ -91,7 +95,11 @@ impl DataDir {
         make_private(&root.join("member"))?;
         let wal = wal_dir.map_or_else(|| root.join("member/wal"), Path::to_path_buf);
         make_private(&wal)?;
-        Ok(Self { root: root.to_path_buf(), wal, _lock: lock })
+        Ok(Self {
+            root: root.to_path_buf(),
+            wal,
+            _lock: lock,
+        })
     }
 
     /// Whether a member has lived there, to say so before anything is touched.
@@ -122,12 +130,24 @@ impl DataDir {
                 }
                 return Ok(None);
             }
-            Err(source) => return Err(Error::Io { doing: "read", path, source }),
+            Err(source) => {
+                return Err(Error::Io {
+                    doing: "read",
+                    path,
+                    source,
+                });
+            }
         };
-        let damaged = |reason: String| Error::Damaged { path: path.clone(), reason };
+        let damaged = |reason: String| Error::Damaged {
+            path: path.clone(),
+            reason,
+        };
         let file: IdentityFile = serde_json::from_slice(&raw).map_err(|error| damaged(error.to_string()))?;
         if file.format > IDENTITY_FORMAT {
-            return Err(Error::Newer { path, found: file.format });
+            return Err(Error::Newer {
+                path,
+                found: file.format,
+            });
         }
         let hex = |text: &str| u64::from_str_radix(text, 16).map_err(|error| damaged(format!("{text:?}: {error}")));
         Ok(Some(Identity {
@@ -148,7 +168,12 @@ impl DataDir {
         };
         let write = || -> io::Result<()> {
             let temporary = path.with_extension("json.tmp");
-            let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            let mut out = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)?;
             out.write_all(&serde_json::to_vec_pretty(&file)?)?;
             out.sync_all()?;
             fs::rename(&temporary, &path)?;
@@ -156,15 +181,29 @@ impl DataDir {
             File::open(self.root.join("member"))?.sync_all()?;
             File::open(&self.root)?.sync_all()
         };
-        write().map_err(|source| Error::Io { doing: "write", path: path.clone(), source })
+        write().map_err(|source| Error::Io {
+            doing: "write",
+            path: path.clone(),
+            source,
+        })
     }
 }
 
 /// Makes a directory for our eyes only, or tightens one that is there: a volume mounted with a group set is often
 /// widened at each start.
 fn make_private(path: &Path) -> Result<(), Error> {
-    let io = |doing| move |source| Error::Io { doing, path: path.to_path_buf(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create directory"))?;
+    let io = |doing| {
+        move |source| Error::Io {
+            doing,
+            path: path.to_path_buf(),
+            source,
+        }
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(io("create directory"))?;
     let mode = fs::metadata(path).map_err(io("inspect"))?.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         warn!(path = %path.display(), mode = format_args!("{mode:o}"), "directory was open to others; now 0700");
@@ -174,11 +213,18 @@ fn make_private(path: &Path) -> Result<(), Error> {
 }
 
 fn check_owner(path: &Path) -> Result<(), Error> {
-    let metadata =
-        fs::metadata(path).map_err(|source| Error::Io { doing: "inspect", path: path.to_path_buf(), source })?;
+    let metadata = fs::metadata(path).map_err(|source| Error::Io {
+        doing: "inspect",
+        path: path.to_path_buf(),
+        source,
+    })?;
     let user = rustix::process::geteuid().as_raw();
     if metadata.uid() != user && user != 0 {
-        return Err(Error::Owner { path: path.to_path_buf(), owner: metadata.uid(), user });
+        return Err(Error::Owner {
+            path: path.to_path_buf(),
+            owner: metadata.uid(),
+            user,
+        });
     }
     Ok(())
 }
@@ -193,17 +239,30 @@ fn refuse_foreign(root: &Path) -> Result<(), Error> {
 }
 
 fn is_empty(path: &Path) -> Result<bool, Error> {
-    let mut entries = fs::read_dir(path).map_err(|source| Error::Io { doing: "list", path: path.to_path_buf(), source })?;
+    let mut entries = fs::read_dir(path).map_err(|source| Error::Io {
+        doing: "list",
+        path: path.to_path_buf(),
+        source,
+    })?;
     Ok(entries.next().is_none())
 }
 
 /// As etcd does, waits for as long as it takes and says so: the other process is usually the one that is being
 /// replaced.
 fn lock(path: &Path) -> Result<File, Error> {
-    let io = |doing| move |source| Error::Io { doing, path: path.to_path_buf(), source };
+    let io = |doing| {
+        move |source| Error::Io {
+            doing,
+            path: path.to_path_buf(),
+            source,
+        }
+    };
     let file = rustix::fs::open(
         path,
-        rustix::fs::OFlags::CREATE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NOFOLLOW,
+        rustix::fs::OFlags::CREATE
+            | rustix::fs::OFlags::RDWR
+            | rustix::fs::OFlags::CLOEXEC
+            | rustix::fs::OFlags::NOFOLLOW,
         Mode::RUSR | Mode::WUSR,
     );
     let file = File::from(file.map_err(|error| io("open lock file")(error.into()))?);
@@ -230,7 +289,11 @@ fn lock(path: &Path) -> Result<File, Error> {
 mod tests {
     use super::*;
 
-    const IDENTITY: Identity = Identity { cluster: ClusterId(0xc1), member: MemberId(0x8e9), incarnation: 7 };
+    const IDENTITY: Identity = Identity {
+        cluster: ClusterId(0xc1),
+        member: MemberId(0x8e9),
+        incarnation: 7,
+    };
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777

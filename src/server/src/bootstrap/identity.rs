@@ -29,10 +29,7 @@ pub fn cluster_id(member_ids: impl IntoIterator<Item = u64>) -> u64 {
 
 fn first_eight(sum: Sha1) -> u64 {
     let digest = sum.finalize();
-    digest
-        .iter()
-        .take(8)
-        .fold(0, |id, byte| id << 8 | u64::from(*byte))
+    digest.iter().take(8).fold(0, |id, byte| id << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]
@@ -57,9 +54,6 @@ mod tests {
             member_id(["http://a:1", "http://b:1"], "t")
         );
         assert_eq!(cluster_id([2, 1]), cluster_id([1, 2]));
-        assert_ne!(
-            member_id(["http://a:1"], "t"),
-            member_id(["http://a:1"], "u")
-        );
+        assert_ne!(member_id(["http://a:1"], "t"), member_id(["http://a:1"], "u"));
     }
 }

@@ -28,9 +28,7 @@ pub enum Error {
         advertised: String,
         difference: String,
     },
-    #[error(
-        "--initial-advertise-peer-urls has {missing} but missing from --initial-cluster={expected}"
-    )]
+    #[error("--initial-advertise-peer-urls has {missing} but missing from --initial-cluster={expected}")]
     NotInCluster { missing: String, expected: String },
     #[error("failed to resolve {advertised} to match --initial-cluster={expected} ({difference})")]
     Unresolved {
@@ -40,13 +38,9 @@ pub enum Error {
     },
     #[error("initial cluster {0} has duplicate url")]
     DuplicateUrl(String),
-    #[error(
-        "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
-    )]
+    #[error("cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs")]
     NobodyToAsk,
-    #[error(
-        "--initial-cluster names {0} members; more than one is not yet supported by Quorate {QUORATE_VERSION}"
-    )]
+    #[error("--initial-cluster names {0} members; more than one is not yet supported by Quorate {QUORATE_VERSION}")]
     NotAlone(usize),
 }
 
@@ -72,19 +66,12 @@ pub type Resolve<'a> = &'a dyn Fn(&str) -> io::Result<Vec<IpAddr>>;
 
 /// The machine's own way to look up names. Blocks.
 pub fn system_resolve(host: &str) -> io::Result<Vec<IpAddr>> {
-    Ok((host, 0)
-        .to_socket_addrs()?
-        .map(|address| address.ip())
-        .collect())
+    Ok((host, 0).to_socket_addrs()?.map(|address| address.ip()).collect())
 }
 
 /// Checks the settings against each other and computes everybody's id. May block for as long as `patience` while
 /// names don't resolve, so it belongs before the runtime or onto a blocking thread.
-pub fn found(
-    config: &Config,
-    resolve: Resolve<'_>,
-    patience: Duration,
-) -> Result<InitialCluster, Error> {
+pub fn found(config: &Config, resolve: Resolve<'_>, patience: Duration) -> Result<InitialCluster, Error> {
     let listed = parse(&config.initial_cluster)?;
     let ours = listed
         .get(&config.name)
@@ -97,9 +84,7 @@ pub fn found(
             .iter()
             .flat_map(|(name, urls)| pairs(name, urls))
             .collect::<BTreeSet<_>>();
-        return Err(Error::DuplicateUrl(
-            pairs.into_iter().collect::<Vec<_>>().join(","),
-        ));
+        return Err(Error::DuplicateUrl(pairs.into_iter().collect::<Vec<_>>().join(",")));
     }
     if listed.len() > 1 {
         return Err(Error::NotAlone(listed.len()));
@@ -153,12 +138,7 @@ fn pairs<'a>(name: &'a str, urls: &'a [Url]) -> impl Iterator<Item = String> + '
 }
 
 /// What we advertise and what the cluster was told about us must be the same addresses, if not the same text.
-fn compare_own_urls(
-    config: &Config,
-    listed: &[Url],
-    resolve: Resolve<'_>,
-    patience: Duration,
-) -> Result<(), Error> {
+fn compare_own_urls(config: &Config, listed: &[Url], resolve: Resolve<'_>, patience: Duration) -> Result<(), Error> {
     let advertised = &config.initial_advertise_peer_urls;
     let Err(difference) = same_addresses(advertised, listed, resolve, patience) else {
         return Ok(());
@@ -171,19 +151,14 @@ fn compare_own_urls(
     let advertised_text = texts(advertised).join(",");
     let missing = without(listed, advertised);
     if !missing.is_empty() {
-        let missing: Vec<_> = missing
-            .iter()
-            .map(|url| format!("{}={url}", config.name))
-            .collect();
+        let missing: Vec<_> = missing.iter().map(|url| format!("{}={url}", config.name)).collect();
         return Err(Error::NotAdvertised {
             missing: missing.join(","),
             advertised: advertised_text,
             difference,
         });
     }
-    let expected = pairs(&config.name, advertised)
-        .collect::<Vec<_>>()
-        .join(",");
+    let expected = pairs(&config.name, advertised).collect::<Vec<_>>().join(",");
     let missing = without(advertised, listed);
     if !missing.is_empty() {
         return Err(Error::NotInCluster {
@@ -203,18 +178,9 @@ fn texts(urls: &[Url]) -> Vec<String> {
 }
 
 /// `Err` tells the first difference.
-fn same_addresses(
-    ours: &[Url],
-    theirs: &[Url],
-    resolve: Resolve<'_>,
-    patience: Duration,
-) -> Result<(), String> {
+fn same_addresses(ours: &[Url], theirs: &[Url], resolve: Resolve<'_>, patience: Duration) -> Result<(), String> {
     if ours.len() != theirs.len() {
-        return Err(format!(
-            "len({}) != len({})",
-            go_list(ours),
-            go_list(theirs)
-        ));
+        return Err(format!("len({}) != len({})", go_list(ours), go_list(theirs)));
     }
     if ours == theirs {
         return Ok(());
@@ -248,11 +214,7 @@ fn resolved_url(url: &Url, resolve: Resolve<'_>, deadline: Instant) -> Result<St
     }
     loop {
         let reason = match resolve(&url.host) {
-            Ok(addresses) => match addresses
-                .iter()
-                .find(|address| address.is_ipv4())
-                .or(addresses.first())
-            {
+            Ok(addresses) => match addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()) {
                 Some(address) => {
                     let scheme = if url.is_tls() { "https" } else { "http" };
                     let address = std::net::SocketAddr::new(*address, url.port);

@@ -30,9 +30,7 @@ pub(super) fn read_args(settings: &mut Settings, words: &[String]) -> Result<Opt
             if matches!(name, "h" | "help") {
                 return Err(Exit::success(usage::flags(), usage::synopsis()));
             }
-            return Err(Exit::usage(&format!(
-                "flag provided but not defined: -{name}"
-            )));
+            return Err(Exit::usage(&format!("flag provided but not defined: -{name}")));
         };
         let kind = TABLE[index].kind;
         let value = match value {
@@ -93,27 +91,18 @@ pub(super) fn read_env(
             Ok(parsed) => {
                 settings.set(index, Origin::Environment, parsed);
                 let record = Record::new(Level::Info, "recognized and used environment variable");
-                notices.push(
-                    record
-                        .field("variable-name", name)
-                        .field("variable-value", shown),
-                );
+                notices.push(record.field("variable-name", name).field("variable-value", shown));
             }
             Err(reason) => {
-                refusal.get_or_insert_with(|| {
-                    Exit::refused(format_args!("invalid value {shown:?} for {name}: {reason}"))
-                });
+                refusal
+                    .get_or_insert_with(|| Exit::refused(format_args!("invalid value {shown:?} for {name}: {reason}")));
             }
         }
     }
     for (name, value) in env.iter().filter(|(name, _)| name.starts_with("ETCD_")) {
         if is_special(name) {
             let record = Record::new(Level::Warn, "cannot set special environment variable");
-            notices.push(
-                record
-                    .field("key", name.as_str())
-                    .field("value", value.as_str()),
-            );
+            notices.push(record.field("key", name.as_str()).field("value", value.as_str()));
         } else if !used.contains(name) {
             let value = if looks_secret(name) {
                 "(hidden)".to_owned()
@@ -178,8 +167,8 @@ pub(super) fn loggable(words: &[String]) -> Vec<String> {
             Some((name, _)) => (name, true),
             None => (word.as_str(), false),
         };
-        let secret = name.starts_with('-')
-            && find(name.trim_start_matches('-')).is_some_and(|index| TABLE[index].is_secret());
+        let secret =
+            name.starts_with('-') && find(name.trim_start_matches('-')).is_some_and(|index| TABLE[index].is_secret());
         match (secret, value) {
             (true, true) => shown.push(format!("{name}=(hidden)")),
             (true, false) => {
@@ -195,20 +184,14 @@ pub(super) fn loggable(words: &[String]) -> Vec<String> {
 /// Text of all arguments, or which one is none.
 pub(super) fn texts(words: impl Iterator<Item = OsString>) -> Result<Vec<String>, Exit> {
     let text = |(at, word): (usize, OsString)| {
-        word.into_string().map_err(|word| {
-            Exit::usage(&format!(
-                "argument {at} is not valid UTF-8: {}",
-                word.to_string_lossy()
-            ))
-        })
+        word.into_string()
+            .map_err(|word| Exit::usage(&format!("argument {at} is not valid UTF-8: {}", word.to_string_lossy())))
     };
     words.enumerate().map(text).collect()
 }
 
 /// The `ETCD_…` variables. Others are nobody's business here, and need not be text.
-pub(super) fn etcd_variables(
-    env: impl Iterator<Item = (OsString, OsString)>,
-) -> Vec<(String, String)> {
+pub(super) fn etcd_variables(env: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
     env.filter_map(|(name, value)| {
         let name = name.into_string().ok()?;
         // what isn't text can't be a value either, and is complained about in the course of parsing

@@ -27,11 +27,7 @@ pub(super) enum Mode {
     File,
 }
 
-pub(super) fn config(
-    settings: &Settings,
-    mode: Mode,
-    notices: &mut Vec<Record>,
-) -> Result<Config, Exit> {
+pub(super) fn config(settings: &Settings, mode: Mode, notices: &mut Vec<Record>) -> Result<Config, Exit> {
     if let Some(name) = settings.first_not_yet() {
         return Err(Exit::refused(format_args!(
             "{name} is not yet supported by Quorate {}; leave it out or at its default",
@@ -65,8 +61,7 @@ pub(super) fn config(
         max_request: max_request(settings.uint("max-request-bytes"), notices),
         max_txn_ops: usize::try_from(settings.uint("max-txn-ops")).unwrap_or(usize::MAX),
         // the table's kind has 32 bits
-        max_concurrent_streams: u32::try_from(settings.uint("max-concurrent-streams"))
-            .unwrap_or(u32::MAX),
+        max_concurrent_streams: u32::try_from(settings.uint("max-concurrent-streams")).unwrap_or(u32::MAX),
         grpc_keepalive_min_time: duration(settings, "grpc-keepalive-min-time").unwrap_or_default(),
         grpc_keepalive_interval: duration(settings, "grpc-keepalive-interval"),
         grpc_keepalive_timeout: duration(settings, "grpc-keepalive-timeout"),
@@ -81,8 +76,7 @@ pub(super) fn config(
             Ok(limit @ 1..) => limit,
             Ok(0) | Err(_) => DEFAULT_COMPACTION_BATCH,
         },
-        compaction_sleep_interval: duration(settings, "compaction-sleep-interval")
-            .unwrap_or(DEFAULT_COMPACTION_SLEEP),
+        compaction_sleep_interval: duration(settings, "compaction-sleep-interval").unwrap_or(DEFAULT_COMPACTION_SLEEP),
         watch_progress_notify_interval: duration(settings, "watch-progress-notify-interval")
             .unwrap_or(DEFAULT_PROGRESS_INTERVAL),
         warning_apply_duration: duration(settings, "warning-apply-duration").unwrap_or_default(),
@@ -115,9 +109,7 @@ fn path(settings: &Settings, name: &str) -> Option<PathBuf> {
 
 /// None for zero, and for negative ones, which mean no more than zero anywhere.
 fn duration(settings: &Settings, name: &str) -> Option<Duration> {
-    let nanos = u64::try_from(settings.duration(name))
-        .ok()
-        .filter(|nanos| *nanos > 0)?;
+    let nanos = u64::try_from(settings.duration(name)).ok().filter(|nanos| *nanos > 0)?;
     Some(Duration::from_nanos(nanos))
 }
 
@@ -160,9 +152,7 @@ fn cluster_state(settings: &Settings) -> Result<ClusterState, Exit> {
     match settings.text("initial-cluster-state").as_str() {
         "new" | "" => Ok(ClusterState::New),
         "existing" => Ok(ClusterState::Existing),
-        other => Err(Exit::refused(format_args!(
-            "unexpected clusterState {other:?}"
-        ))),
+        other => Err(Exit::refused(format_args!("unexpected clusterState {other:?}"))),
     }
 }
 
@@ -196,16 +186,12 @@ fn log_options(settings: &Settings) -> Result<telemetry::Options, Exit> {
         "zap" => {}
         "capnslog" => return Err(Exit::refused("--logger=capnslog is removed in v3.5")),
         other => {
-            return Err(Exit::refused(format_args!(
-                "unknown logger option {other:?}"
-            )));
+            return Err(Exit::refused(format_args!("unknown logger option {other:?}")));
         }
     }
     let outputs = settings.list("log-outputs");
     if outputs.len() > 1 && outputs.iter().any(|output| output == "default") {
-        return Err(Exit::refused(
-            "multi logoutput for \"default\" is not supported yet",
-        ));
+        return Err(Exit::refused("multi logoutput for \"default\" is not supported yet"));
     }
     if outputs.iter().any(|output| output == "systemd/journal") {
         return Err(Exit::refused(format_args!(
@@ -257,6 +243,11 @@ fn bad_log_level(settings: &Settings, level: &str) -> Exit {
 
 /// A comma-separated list of what is allowed; `*` and nothing at all allow everything.
 fn only(text: &str) -> Option<Vec<String>> {
-    let listed: Vec<String> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect();
+    let listed: Vec<String> = text
+        .split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+        .map(str::to_owned)
+        .collect();
     (!listed.is_empty() && !listed.iter().any(|item| item == "*")).then_some(listed)
 }

@@ -56,8 +56,7 @@ impl Exit {
     /// A setting that is understood and can't be accepted.
     #[track_caller]
     pub fn refused(reason: impl fmt::Display) -> Self {
-        let record =
-            Record::new(Level::Warn, "failed to verify flags").field("error", reason.to_string());
+        let record = Record::new(Level::Warn, "failed to verify flags").field("error", reason.to_string());
         Self {
             records: vec![record],
             ..Self::with_code(1)
@@ -67,9 +66,7 @@ impl Exit {
     /// Settings that are acceptable one by one and don't let the member start. etcd says "discovery" to all of them.
     #[track_caller]
     pub fn discovery_failed(reason: impl fmt::Display) -> Self {
-        Self::fatal(
-            Record::new(Level::Fatal, "discovery failed").field("error", reason.to_string()),
-        )
+        Self::fatal(Record::new(Level::Fatal, "discovery failed").field("error", reason.to_string()))
     }
 
     pub fn fatal(record: Record) -> Self {
@@ -104,8 +101,7 @@ impl Exit {
         let _ = std::io::stdout().flush();
         let _ = std::io::stderr().write_all(self.stderr.as_bytes());
         if !self.records.is_empty() {
-            let telemetry =
-                Telemetry::open(&self.log).or_else(|_| Telemetry::open(&Options::default()));
+            let telemetry = Telemetry::open(&self.log).or_else(|_| Telemetry::open(&Options::default()));
             if let Ok(telemetry) = telemetry {
                 for record in &self.records {
                     telemetry.record(record);

@@ -30,14 +30,12 @@ pub(super) fn key_path(flag: &Flag) -> String {
 /// Fills `settings` from the file at `path`. Keys that mean nothing here are passed over, as etcd does.
 pub(super) fn read_file(settings: &mut Settings, path: &Path) -> Result<(), Exit> {
     let shown = path.display();
-    let bytes = std::fs::read(path)
-        .map_err(|error| Exit::refused(format_args!("open {shown}: {}", plain_io_error(&error))))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| Exit::refused(format_args!("read {shown}: it is not a text in UTF-8")))?;
+    let bytes =
+        std::fs::read(path).map_err(|error| Exit::refused(format_args!("open {shown}: {}", plain_io_error(&error))))?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| Exit::refused(format_args!("read {shown}: it is not a text in UTF-8")))?;
     read_text(settings, &text).map_err(|problem| match problem {
-        Problem::Url { key, reason } => {
-            Exit::plain(&format!("unexpected error setting up {key}: {reason}"))
-        }
+        Problem::Url { key, reason } => Exit::plain(&format!("unexpected error setting up {key}: {reason}")),
         Problem::Other(reason) => Exit::refused(format_args!("read {shown}: {reason}")),
         Problem::Value(reason) => Exit::refused(reason),
     })
@@ -95,10 +93,7 @@ fn value_of(flag: &Flag, document: &Document, at: usize) -> Result<Option<Value>
     let node = document.node(at);
     let wrong = |wanted: &str| {
         let (key, line) = (key_path(flag), document.line(at));
-        Problem::Other(format!(
-            "line {line}: {key}: expected {wanted}, found {}",
-            node.kind()
-        ))
+        Problem::Other(format!("line {line}: {key}: expected {wanted}, found {}", node.kind()))
     };
     // 1e3 is a number of the right kind, 5.5 is not
     let whole = match node {
@@ -121,11 +116,7 @@ fn value_of(flag: &Flag, document: &Document, at: usize) -> Result<Option<Value>
         }
         Kind::Uint32 => {
             let value = whole.and_then(|value| u32::try_from(value).ok());
-            Value::Uint(
-                value
-                    .ok_or_else(|| wrong("an integer from 0 to 4294967295"))?
-                    .into(),
-            )
+            Value::Uint(value.ok_or_else(|| wrong("an integer from 0 to 4294967295"))?.into())
         }
         Kind::Duration => {
             let value = whole.and_then(|value| i64::try_from(value).ok());
@@ -140,11 +131,7 @@ fn value_of(flag: &Flag, document: &Document, at: usize) -> Result<Option<Value>
                 _ => Err(wrong("a list of strings")),
             };
             Value::List(unique(
-                items
-                    .iter()
-                    .map(text)
-                    .collect::<Result<Vec<_>, _>>()?
-                    .into_iter(),
+                items.iter().map(text).collect::<Result<Vec<_>, _>>()?.into_iter(),
             ))
         }
         Kind::Urls | Kind::Cors => {
@@ -153,10 +140,7 @@ fn value_of(flag: &Flag, document: &Document, at: usize) -> Result<Option<Value>
             };
             if flag.kind == Kind::Cors || text.is_empty() {
                 return flag.kind.parse(text).map_err(|reason| {
-                    Problem::Value(format!(
-                        "invalid value {text:?} for {}: {reason}",
-                        key_path(flag)
-                    ))
+                    Problem::Value(format!("invalid value {text:?} for {}: {reason}", key_path(flag)))
                 });
             }
             // etcd names this one wrongly, and people search for what it prints
@@ -167,11 +151,7 @@ fn value_of(flag: &Flag, document: &Document, at: usize) -> Result<Option<Value>
             };
             Value::Urls(parse_list(text).map_err(|reason| Problem::Url { key, reason })?)
         }
-        Kind::Text
-        | Kind::ClusterState
-        | Kind::DiscoveryFallback
-        | Kind::V2Deprecation
-        | Kind::Anything => {
+        Kind::Text | Kind::ClusterState | Kind::DiscoveryFallback | Kind::V2Deprecation | Kind::Anything => {
             let Node::Text(text) = node else {
                 return Err(wrong("a string (put it in quotes)"));
             };

@@ -52,14 +52,8 @@ pub(super) fn parse_uint(text: &str, bits: u32) -> Result<u64, NumberError> {
             last_was_digit = false;
             continue;
         }
-        let digit = char::from(byte)
-            .to_digit(radix)
-            .ok_or(NumberError::Syntax)?;
-        value = value.and_then(|value| {
-            value
-                .checked_mul(u64::from(radix))?
-                .checked_add(u64::from(digit))
-        });
+        let digit = char::from(byte).to_digit(radix).ok_or(NumberError::Syntax)?;
+        value = value.and_then(|value| value.checked_mul(u64::from(radix))?.checked_add(u64::from(digit)));
         last_was_digit = true;
     }
     if digits.is_empty() || !last_was_digit {
@@ -123,8 +117,7 @@ pub(super) fn parse_duration(text: &str) -> Option<i64> {
         // more digits than these are below a nanosecond in any unit
         let fraction = &fraction[..fraction.len().min(15)];
         if !fraction.is_empty() {
-            total += fraction.parse::<i128>().ok()? * scale
-                / 10i128.pow(u32::try_from(fraction.len()).ok()?);
+            total += fraction.parse::<i128>().ok()? * scale / 10i128.pow(u32::try_from(fraction.len()).ok()?);
         }
         if total > i128::from(i64::MAX) + 1 {
             return None;

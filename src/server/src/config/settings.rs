@@ -57,10 +57,7 @@ impl Settings {
             TABLE[index].support != Support::NotYet,
             "{name} is read, so it is supported"
         );
-        self.slots[index]
-            .value
-            .clone()
-            .or_else(|| default_of(index))
+        self.slots[index].value.clone().or_else(|| default_of(index))
     }
 
     pub fn bool(&self, name: &str) -> bool {
@@ -148,13 +145,8 @@ impl Settings {
             records.push(Record::new(Warn, text));
         }
         for (flag, slot) in TABLE.iter().zip(&self.slots) {
-            if slot.origin.is_some()
-                && flag.support == Support::Dropped
-                && flag.name != "v2-deprecation"
-            {
-                records.push(
-                    Record::new(Warn, "flag has no effect and is ignored").field("flag", flag.name),
-                );
+            if slot.origin.is_some() && flag.support == Support::Dropped && flag.name != "v2-deprecation" {
+                records.push(Record::new(Warn, "flag has no effect and is ignored").field("flag", flag.name));
             }
         }
         records

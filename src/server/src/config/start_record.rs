@@ -3,9 +3,7 @@
 use quorate_runtime::telemetry::{GoDuration, Level, Record};
 use serde_json::Value;
 
-use super::{
-    ClusterState, Config, ETCD_VERSION, GIT_SHA, GO_VERSION, QUORATE_VERSION, Url, go_arch, go_os,
-};
+use super::{ClusterState, Config, ETCD_VERSION, GIT_SHA, GO_VERSION, QUORATE_VERSION, Url, go_arch, go_os};
 
 impl Config {
     /// `initialized`: the member has data already, so that the bootstrap settings mean nothing.
@@ -23,11 +21,7 @@ impl Config {
         };
         // as in etcd, what was only of use to the first start is not shown later
         let bootstrap = |text: &str| {
-            if initialized {
-                String::new()
-            } else {
-                text.to_owned()
-            }
+            if initialized { String::new() } else { text.to_owned() }
         };
         Record::new(Level::Info, "starting an etcd server")
             .field("etcd-version", ETCD_VERSION)
@@ -41,42 +35,29 @@ impl Config {
             .field("name", self.name.as_str())
             .field("data-dir", self.data_dir.display().to_string())
             .field("wal-dir", dedicated_wal)
-            .field(
-                "member-dir",
-                self.data_dir.join("member").display().to_string(),
-            )
+            .field("member-dir", self.data_dir.join("member").display().to_string())
             .field("heartbeat-interval", duration(self.heartbeat_interval))
             .field("election-timeout", duration(self.election_timeout))
             .field("snapshot-count", self.snapshot_count)
             .field("snapshot-catchup-entries", self.snapshot_catchup_entries)
-            .field(
-                "initial-advertise-peer-urls",
-                urls(&self.initial_advertise_peer_urls),
-            )
+            .field("initial-advertise-peer-urls", urls(&self.initial_advertise_peer_urls))
             .field("listen-peer-urls", urls(&self.listen_peer_urls))
             .field("advertise-client-urls", urls(&self.advertise_client_urls))
             .field("listen-client-urls", urls(&self.listen_client_urls))
             .field("listen-metrics-urls", urls(&self.listen_metrics_urls))
             .field("initial-cluster", bootstrap(&self.initial_cluster))
             .field("initial-cluster-state", state)
-            .field(
-                "initial-cluster-token",
-                bootstrap(&self.initial_cluster_token),
-            )
+            .field("initial-cluster-token", bootstrap(&self.initial_cluster_token))
             .field(
                 "quota-backend-bytes",
-                self.quota_backend
-                    .map_or(Value::from(-1), |quota| Value::from(quota.0)),
+                self.quota_backend.map_or(Value::from(-1), |quota| Value::from(quota.0)),
             )
             .field("max-request-bytes", self.max_request.0)
             .field("max-txn-ops", self.max_txn_ops)
             .field("max-concurrent-streams", self.max_concurrent_streams)
             .field("pre-vote", true)
             .field("compaction-batch-limit", self.compaction_batch_limit)
-            .field(
-                "compaction-sleep-interval",
-                duration(self.compaction_sleep_interval),
-            )
+            .field("compaction-sleep-interval", duration(self.compaction_sleep_interval))
             .field(
                 "watch-progress-notify-interval",
                 duration(self.watch_progress_notify_interval),

@@ -5,9 +5,7 @@
 
 use super::value::Kind;
 use FileKey::{At, Nowhere, Same};
-use Section::{
-    Auth, Clustering, Limits, Logging, Member, Monitoring, Process, Security, Unsafe, Upkeep,
-};
+use Section::{Auth, Clustering, Limits, Logging, Member, Monitoring, Process, Security, Unsafe, Upkeep};
 use Support::{Dropped, Full, NotYet};
 
 /// One setting.
@@ -86,10 +84,7 @@ impl Flag {
 
     /// Its value must not be shown to anyone.
     pub fn is_secret(&self) -> bool {
-        matches!(
-            self.name,
-            "discovery-user" | "discovery-password" | "discovery-token"
-        )
+        matches!(self.name, "discovery-user" | "discovery-password" | "discovery-token")
     }
 }
 
@@ -122,8 +117,7 @@ const fn dropped(name: &'static str) -> Flag {
     flag(Process, Dropped, name, Kind::Anything, "", Nowhere, "")
 }
 
-const LOG_ROTATION: &str =
-    r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#;
+const LOG_ROTATION: &str = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#;
 
 macro_rules! at {
     ($($key:literal).+) => { At(&[$($key),+]) };

@@ -50,10 +50,7 @@ fn assert_refused(exit: &Exit, message: &str, reason: &str) {
         "{exit:?}"
     );
     let last = exit.records.last().unwrap();
-    assert_eq!(
-        (last.msg.as_ref(), exit.error().unwrap()),
-        (message, reason)
-    );
+    assert_eq!((last.msg.as_ref(), exit.error().unwrap()), (message, reason));
 }
 
 /// Ends with code 2, this first line and the usage.

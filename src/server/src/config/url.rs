@@ -56,9 +56,7 @@ impl Url {
         let text = text.trim();
         let go_error = |reason: String| format!("parse {text:?}: {reason}");
         if text.chars().any(char::is_control) {
-            return Err(go_error(
-                "net/url: invalid control character in URL".to_owned(),
-            ));
+            return Err(go_error("net/url: invalid control character in URL".to_owned()));
         }
         let (scheme, rest) = split_scheme(text).map_err(go_error)?;
         let scheme = match scheme.as_str() {
@@ -67,9 +65,7 @@ impl Url {
             "unix" => Scheme::Unix,
             "unixs" => Scheme::Unixs,
             _ => {
-                return Err(format!(
-                    "URL scheme must be http, https, unix, or unixs: {text}"
-                ));
+                return Err(format!("URL scheme must be http, https, unix, or unixs: {text}"));
             }
         };
         if let Some(at) = rest.find(['?', '#']) {
@@ -147,10 +143,7 @@ impl Url {
 
 /// A comma-separated list: each URL once, sorted.
 pub(super) fn parse_list(text: &str) -> Result<Vec<Url>, String> {
-    let mut urls = text
-        .split(',')
-        .map(Url::parse)
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut urls = text.split(',').map(Url::parse).collect::<Result<Vec<_>, _>>()?;
     urls.sort();
     urls.dedup();
     Ok(urls)
@@ -177,10 +170,7 @@ fn split_scheme(text: &str) -> Result<(String, &str), String> {
 fn check_host(host: &str) -> Result<(), String> {
     let bad = |letter: char| letter == ' ' || "\"<>\\^`{|}".contains(letter);
     if let Some(letter) = host.chars().find(|letter| bad(*letter)) {
-        return Err(format!(
-            "invalid character {:?} in host name",
-            letter.to_string()
-        ));
+        return Err(format!("invalid character {:?} in host name", letter.to_string()));
     }
     let port = if host.starts_with('[') {
         let Some(end) = host.rfind(']') else {
@@ -195,8 +185,7 @@ fn check_host(host: &str) -> Result<(), String> {
         host.find(':').map_or("", |at| &host[at..])
     };
     let digits = port.strip_prefix(':').unwrap_or(port);
-    let well_formed = port.is_empty()
-        || port.starts_with(':') && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let well_formed = port.is_empty() || port.starts_with(':') && digits.bytes().all(|byte| byte.is_ascii_digit());
     if well_formed {
         Ok(())
     } else {
@@ -234,21 +223,9 @@ mod tests {
                 "Example.com",
                 1,
             ),
-            (
-                "http://[::1]:80",
-                "http://[::1]:80",
-                Scheme::Http,
-                "::1",
-                80,
-            ),
+            ("http://[::1]:80", "http://[::1]:80", Scheme::Http, "::1", 80),
             ("http://:2379", "http://:2379", Scheme::Http, "", 2379),
-            (
-                "http://localhost:0",
-                "http://localhost:0",
-                Scheme::Http,
-                "localhost",
-                0,
-            ),
+            ("http://localhost:0", "http://localhost:0", Scheme::Http, "localhost", 0),
             (
                 "unix://127.0.0.1:20170",
                 "unix://127.0.0.1:20170",
@@ -264,13 +241,7 @@ mod tests {
                 "/abs/path.sock",
                 0,
             ),
-            (
-                "unix:rel.sock",
-                "unix:rel.sock",
-                Scheme::Unix,
-                "rel.sock",
-                0,
-            ),
+            ("unix:rel.sock", "unix:rel.sock", Scheme::Unix, "rel.sock", 0),
         ] {
             let wanted = Url {
                 raw: raw.to_owned(),
@@ -280,10 +251,7 @@ mod tests {
             };
             assert_eq!(Url::parse(text), Ok(wanted), "{text}");
         }
-        assert_eq!(
-            Url::parse("http://[::1]:80").unwrap().authority(),
-            "[::1]:80"
-        );
+        assert_eq!(Url::parse("http://[::1]:80").unwrap().authority(), "[::1]:80");
         assert_eq!(Url::parse("http://a:80").unwrap().authority(), "a:80");
         assert_eq!(
             Url::parse("unix:///a/b").unwrap().socket_path(),
@@ -303,13 +271,9 @@ mod tests {
             ("localhost:2379", format!("{scheme}localhost:2379")),
             (
                 "127.0.0.1:2379",
-                r#"parse "127.0.0.1:2379": first path segment in URL cannot contain colon"#
-                    .to_owned(),
+                r#"parse "127.0.0.1:2379": first path segment in URL cannot contain colon"#.to_owned(),
             ),
-            (
-                ":2379",
-                r#"parse ":2379": missing protocol scheme"#.to_owned(),
-            ),
+            (":2379", r#"parse ":2379": missing protocol scheme"#.to_owned()),
             ("http://", format!("{form}http://")),
             ("http://127.0.0.1", format!("{form}http://127.0.0.1")),
             ("http://[::1]", format!("{form}http://[::1]")),

@@ -32,12 +32,10 @@ pub(super) fn check(config: &Config, mode: Mode) -> Result<(), Exit> {
     }
     check_ticks(config.heartbeat_interval, config.election_timeout)?;
     if mode == Mode::Flags && config.advertise_client_urls.is_empty() {
-        let text =
-            "--advertise-client-urls is required when --listen-client-urls is set explicitly";
+        let text = "--advertise-client-urls is required when --listen-client-urls is set explicitly";
         let mut exit = Exit::refused(text);
-        exit.records.push(
-            Record::new(Level::Warn, "advertise client URLs are not set").field("error", text),
-        );
+        exit.records
+            .push(Record::new(Level::Warn, "advertise client URLs are not set").field("error", text));
         return Err(exit);
     }
     Ok(())
@@ -49,9 +47,7 @@ fn check_bind(urls: &[Url]) -> Result<(), Exit> {
         .iter()
         .find(|url| !url.scheme.is_unix() && url.host != "localhost" && url.ip().is_none());
     match bad {
-        Some(url) => Err(Exit::refused(format_args!(
-            "expected IP in URL for binding ({url})"
-        ))),
+        Some(url) => Err(Exit::refused(format_args!("expected IP in URL for binding ({url})"))),
         None => Ok(()),
     }
 }
@@ -61,18 +57,13 @@ fn without_host(urls: &[Url]) -> Option<&Url> {
 }
 
 fn join(urls: &[Url]) -> String {
-    urls.iter()
-        .map(Url::to_string)
-        .collect::<Vec<_>>()
-        .join(",")
+    urls.iter().map(Url::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn check_ticks(heartbeat: Duration, election: Duration) -> Result<(), Exit> {
     let (beat, vote) = (heartbeat.as_millis(), election.as_millis());
     if beat == 0 {
-        return Err(Exit::refused(
-            "--heartbeat-interval must be >0 (set to 0ms)",
-        ));
+        return Err(Exit::refused("--heartbeat-interval must be >0 (set to 0ms)"));
     }
     if vote == 0 {
         return Err(Exit::refused("--election-timeout must be >0 (set to 0ms)"));
@@ -124,15 +115,12 @@ pub(super) fn check_listeners(config: &Config, notices: &mut Vec<Record>) -> Res
         }
     }
     if client_tls.is_empty() && config.listen_metrics_urls.iter().any(Url::is_tls) {
-        let text =
-            "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url";
+        let text = "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url";
         return Err(Exit::discovery_failed(text));
     }
     if client_tls.cert_file.is_some() != client_tls.key_file.is_some() {
         let shown = |file: &Option<std::path::PathBuf>| {
-            file.as_ref()
-                .map(|file| file.display().to_string())
-                .unwrap_or_default()
+            file.as_ref().map(|file| file.display().to_string()).unwrap_or_default()
         };
         let (key, cert) = (shown(&client_tls.key_file), shown(&client_tls.cert_file));
         let serves_tls = config
@@ -141,8 +129,7 @@ pub(super) fn check_listeners(config: &Config, notices: &mut Vec<Record>) -> Res
             .chain(&config.listen_metrics_urls)
             .any(Url::is_tls);
         if serves_tls {
-            let text =
-                format!("KeyFile and CertFile must both be present[key: {key}, cert: {cert}]");
+            let text = format!("KeyFile and CertFile must both be present[key: {key}, cert: {cert}]");
             return Err(Exit::discovery_failed(text));
         }
     }

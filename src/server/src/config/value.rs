@@ -66,14 +66,11 @@ impl Kind {
         let value = match self {
             Kind::Bool => Value::Bool(go::parse_bool(text).ok_or("parse error")?),
             Kind::Int => Value::Int(go::parse_int(text).map_err(go::NumberError::flag_text)?),
-            Kind::Uint => {
-                Value::Uint(go::parse_uint(text, 64).map_err(go::NumberError::flag_text)?)
-            }
+            Kind::Uint => Value::Uint(go::parse_uint(text, 64).map_err(go::NumberError::flag_text)?),
             Kind::Uint32 => {
                 // etcd passes this one through as its library words it
-                let complain = |error: go::NumberError| {
-                    format!("strconv.ParseUint: parsing {text:?}: {}", error.text())
-                };
+                let complain =
+                    |error: go::NumberError| format!("strconv.ParseUint: parsing {text:?}: {}", error.text());
                 Value::Uint(go::parse_uint(text, 32).map_err(complain)?)
             }
             Kind::Duration => Value::Duration(go::parse_duration(text).ok_or("parse error")?),
@@ -88,19 +85,10 @@ impl Kind {
                 }
                 Value::Text(text.to_owned())
             }
-            Kind::ClusterState => {
-                choice(text, &["new", "existing"], || "invalid value".to_owned())?
-            }
-            Kind::DiscoveryFallback => {
-                choice(text, &["exit", "proxy"], || "invalid value".to_owned())?
-            }
+            Kind::ClusterState => choice(text, &["new", "existing"], || "invalid value".to_owned())?,
+            Kind::DiscoveryFallback => choice(text, &["exit", "proxy"], || "invalid value".to_owned())?,
             Kind::V2Deprecation => {
-                let known = [
-                    "write-only",
-                    "write-only-skip-check",
-                    "write-only-drop-data",
-                    "gone",
-                ];
+                let known = ["write-only", "write-only-skip-check", "write-only-drop-data", "gone"];
                 choice(text, &known, || format!("invalid value {text:?}"))?
             }
             Kind::Gates => Value::Text(changed_gates(text)?),
@@ -132,11 +120,7 @@ pub(super) fn unique(items: impl Iterator<Item = String>) -> Vec<String> {
 /// Only the gates that differ from their default, sorted, in the same form: naming a gate's default asks for nothing.
 fn changed_gates(text: &str) -> Result<String, String> {
     let mut gates = BTreeMap::new();
-    for item in text
-        .split(',')
-        .map(str::trim)
-        .filter(|item| !item.is_empty())
-    {
+    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
         let (name, state) = item
             .split_once('=')
             .ok_or_else(|| format!("missing bool value for {item}"))?;
@@ -172,10 +156,7 @@ mod tests {
             parse("LeaseCheckpoint=true, FastLeaseKeepAlive=f"),
             text("FastLeaseKeepAlive=false,LeaseCheckpoint=true")
         );
-        assert_eq!(
-            parse("X=true"),
-            Err("unrecognized feature gate: X".to_owned())
-        );
+        assert_eq!(parse("X=true"), Err("unrecognized feature gate: X".to_owned()));
         assert_eq!(
             parse("LeaseCheckpoint"),
             Err("missing bool value for LeaseCheckpoint".to_owned())
@@ -184,11 +165,7 @@ mod tests {
 
     #[test]
     fn lists_hold_each_item_once() {
-        let list = |items: &[&str]| {
-            Ok(Some(Value::List(
-                items.iter().map(|item| (*item).to_owned()).collect(),
-            )))
-        };
+        let list = |items: &[&str]| Ok(Some(Value::List(items.iter().map(|item| (*item).to_owned()).collect())));
         assert_eq!(Kind::List.parse("b,a,b"), list(&["b", "a"]));
         assert_eq!(Kind::List.parse(""), list(&[""]));
     }

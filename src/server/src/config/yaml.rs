@@ -61,10 +61,8 @@ impl Document {
         let Node::Map(entries) = self.node(map) else {
             return None;
         };
-        let last =
-            |matches: &dyn Fn(&str) -> bool| entries.iter().rev().find(|(name, _)| matches(name));
-        let entry =
-            last(&|name| name == key).or_else(|| last(&|name| name.eq_ignore_ascii_case(key)));
+        let last = |matches: &dyn Fn(&str) -> bool| entries.iter().rev().find(|(name, _)| matches(name));
+        let entry = last(&|name| name == key).or_else(|| last(&|name| name.eq_ignore_ascii_case(key)));
         entry.map(|(_, node)| *node)
     }
 }
@@ -103,12 +101,8 @@ impl Builder {
                     };
                     self.add(node, line, anchor)?;
                 }
-                Event::SequenceStart(anchor, _) => {
-                    self.start(Node::List(Vec::new()), line, anchor)?
-                }
-                Event::MappingStart(anchor, _) => {
-                    self.start(Node::Map(Vec::new()), line, anchor)?
-                }
+                Event::SequenceStart(anchor, _) => self.start(Node::List(Vec::new()), line, anchor)?,
+                Event::MappingStart(anchor, _) => self.start(Node::Map(Vec::new()), line, anchor)?,
                 Event::SequenceEnd | Event::MappingEnd => {
                     if let Some(Open {
                         node,
@@ -121,20 +115,13 @@ impl Builder {
                     }
                 }
                 Event::Alias(anchor) => {
-                    let known = self
-                        .anchors
-                        .iter()
-                        .rev()
-                        .find(|(number, _)| *number == anchor);
+                    let known = self.anchors.iter().rev().find(|(number, _)| *number == anchor);
                     let node = known
                         .map(|(_, node)| *node)
                         .ok_or_else(|| format!("line {line}: unknown alias"))?;
                     self.attach(node, line)?;
                 }
-                Event::Nothing
-                | Event::StreamStart
-                | Event::StreamEnd
-                | Event::DocumentStart(_) => {}
+                Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) => {}
             }
         }
         Ok(self.document)
@@ -213,9 +200,7 @@ fn resolve(text: &str) -> Node {
         return Node::Int(sign * i128::from(value));
     }
     match digits.parse::<f64>() {
-        Ok(value) if digits.bytes().any(|byte| byte.is_ascii_digit()) => {
-            Node::Float(sign as f64 * value)
-        }
+        Ok(value) if digits.bytes().any(|byte| byte.is_ascii_digit()) => Node::Float(sign as f64 * value),
         _ => Node::Text(text.to_owned()),
     }
 }
@@ -261,14 +246,8 @@ mod tests {
         let document = Document::parse("{\"a\": &x [1, two], b: *x, B: 1, c: 1, c: 2}").unwrap();
         let root = document.root().unwrap();
         assert_eq!(document.get(root, "a"), document.get(root, "b"));
-        assert_eq!(
-            document.node(document.get(root, "B").unwrap()),
-            &Node::Int(1)
-        );
-        assert_eq!(
-            document.node(document.get(root, "C").unwrap()),
-            &Node::Int(2)
-        );
+        assert_eq!(document.node(document.get(root, "B").unwrap()), &Node::Int(1));
+        assert_eq!(document.node(document.get(root, "C").unwrap()), &Node::Int(2));
         assert_eq!(document.get(root, "d"), None);
     }
 

@@ -6,38 +6,88 @@ use quorate_runtime::metrics::{Registry, buckets};
 /// Registers them, at zero.
 pub fn register(registry: &Registry) -> Result<()> {
     let counters = [
-        ("etcd_server_heartbeat_send_failures_total", "Leader heartbeats that were sent late."),
-        ("etcd_server_learner_promote_successes", "Learners that were promoted while this member led."),
-        ("etcd_server_slow_apply_total", "Applies that took longer than --warning-apply-duration."),
+        (
+            "etcd_server_heartbeat_send_failures_total",
+            "Leader heartbeats that were sent late.",
+        ),
+        (
+            "etcd_server_learner_promote_successes",
+            "Learners that were promoted while this member led.",
+        ),
+        (
+            "etcd_server_slow_apply_total",
+            "Applies that took longer than --warning-apply-duration.",
+        ),
         ("etcd_debugging_store_expires_total", "v2 keys that expired."),
         ("etcd_debugging_store_watch_requests_total", "v2 watch requests."),
-        ("etcd_grpc_proxy_events_coalescing_total", "Events that the proxy sent as one."),
+        (
+            "etcd_grpc_proxy_events_coalescing_total",
+            "Events that the proxy sent as one.",
+        ),
     ];
     for (name, help) in counters {
         registry.counter(name, help)?;
     }
     let gauges = [
         ("etcd_disk_defrag_inflight", "1 while the backend is defragmented."),
-        ("etcd_server_snapshot_apply_in_progress_total", "1 while a received snapshot is put in place."),
+        (
+            "etcd_server_snapshot_apply_in_progress_total",
+            "1 while a received snapshot is put in place.",
+        ),
         ("etcd_debugging_auth_revision", "Revision of users and roles."),
         ("etcd_debugging_store_watchers", "v2 watchers."),
         ("etcd_grpc_proxy_cache_hits_total", "Hits in the proxy's cache."),
         ("etcd_grpc_proxy_cache_keys_total", "Ranges in the proxy's cache."),
         ("etcd_grpc_proxy_cache_misses_total", "Misses in the proxy's cache."),
-        ("etcd_grpc_proxy_watchers_coalescing_total", "Watchers that the proxy serves with one."),
+        (
+            "etcd_grpc_proxy_watchers_coalescing_total",
+            "Watchers that the proxy serves with one.",
+        ),
     ];
     for (name, help) in gauges {
         registry.gauge(name, help)?;
     }
     let histograms: [(&str, &str, &[f64]); 13] = [
-        ("etcd_disk_backend_defrag_duration_seconds", "Time that a defragmentation took.", &buckets::B4),
-        ("etcd_disk_backend_snapshot_duration_seconds", "Time that sending a snapshot took.", &buckets::B5),
-        ("etcd_mvcc_hash_duration_seconds", "Time that a hash of the backend took.", &buckets::B6),
-        ("etcd_snap_db_fsync_duration_seconds", "Sync of a received snapshot.", &buckets::B1),
-        ("etcd_snap_db_save_total_duration_seconds", "Saving a received snapshot.", &buckets::B3),
-        ("etcd_snap_fsync_duration_seconds", "Sync of a raft snapshot file.", &buckets::B1),
-        ("etcd_debugging_snap_save_marshalling_duration_seconds", "Encoding a raft snapshot.", &buckets::B1),
-        ("etcd_debugging_snap_save_total_duration_seconds", "Saving a raft snapshot.", &buckets::B1),
+        (
+            "etcd_disk_backend_defrag_duration_seconds",
+            "Time that a defragmentation took.",
+            &buckets::B4,
+        ),
+        (
+            "etcd_disk_backend_snapshot_duration_seconds",
+            "Time that sending a snapshot took.",
+            &buckets::B5,
+        ),
+        (
+            "etcd_mvcc_hash_duration_seconds",
+            "Time that a hash of the backend took.",
+            &buckets::B6,
+        ),
+        (
+            "etcd_snap_db_fsync_duration_seconds",
+            "Sync of a received snapshot.",
+            &buckets::B1,
+        ),
+        (
+            "etcd_snap_db_save_total_duration_seconds",
+            "Saving a received snapshot.",
+            &buckets::B3,
+        ),
+        (
+            "etcd_snap_fsync_duration_seconds",
+            "Sync of a raft snapshot file.",
+            &buckets::B1,
+        ),
+        (
+            "etcd_debugging_snap_save_marshalling_duration_seconds",
+            "Encoding a raft snapshot.",
+            &buckets::B1,
+        ),
+        (
+            "etcd_debugging_snap_save_total_duration_seconds",
+            "Saving a raft snapshot.",
+            &buckets::B1,
+        ),
         (
             "etcd_debugging_disk_backend_commit_rebalance_duration_seconds",
             "Rebalancing pages in a backend commit.",

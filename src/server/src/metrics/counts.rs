@@ -27,7 +27,10 @@ impl Counts {
         Ok(Self {
             puts: counter("etcd_mvcc_put_total", "Puts applied.")?,
             deletes: counter("etcd_mvcc_delete_total", "Keys deleted.")?,
-            put_bytes: registry.gauge("etcd_debugging_mvcc_total_put_size_in_bytes", "Bytes of keys and values put.")?,
+            put_bytes: registry.gauge(
+                "etcd_debugging_mvcc_total_put_size_in_bytes",
+                "Bytes of keys and values put.",
+            )?,
             ranges: counter("etcd_mvcc_range_total", "Ranges read.")?,
             txns: counter("etcd_mvcc_txn_total", "Transactions of more than one operation.")?,
             leases_granted: counter("etcd_debugging_lease_granted_total", "Leases granted.")?,

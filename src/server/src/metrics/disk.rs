@@ -1,7 +1,7 @@
 //! Log and backend.
 
-use quorate_runtime::metrics::{Registry, buckets};
 use prometheus::{Histogram, IntGauge};
+use quorate_runtime::metrics::{Registry, buckets};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +18,19 @@ impl Disk {
     pub fn new(registry: &Registry, on_fatal: Arc<dyn Fn(String) + Send + Sync>) -> prometheus::Result<Self> {
         let histogram = |name, help| registry.histogram(name, help, &buckets::B1);
         Ok(Self {
-            wal_fsync: histogram("etcd_disk_wal_fsync_duration_seconds", "Time that one sync of the log took.")?,
-            wal_write: histogram("etcd_disk_wal_write_duration_seconds", "Time that one write to the log took.")?,
+            wal_fsync: histogram(
+                "etcd_disk_wal_fsync_duration_seconds",
+                "Time that one sync of the log took.",
+            )?,
+            wal_write: histogram(
+                "etcd_disk_wal_write_duration_seconds",
+                "Time that one write to the log took.",
+            )?,
             wal_bytes: registry.gauge("etcd_disk_wal_write_bytes_total", "Bytes written to the log.")?,
-            commit: histogram("etcd_disk_backend_commit_duration_seconds", "Time that one backend commit took.")?,
+            commit: histogram(
+                "etcd_disk_backend_commit_duration_seconds",
+                "Time that one backend commit took.",
+            )?,
             on_fatal,
         })
     }

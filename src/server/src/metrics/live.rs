@@ -22,12 +22,33 @@ impl Source for Live {
 
 fn fixed(page: &mut Page) {
     let mut one = |name: &'static str, help: &str, label: &str, value: &str| {
-        page.family(name, help, Kind::Gauge).sample(&labels(&[(label, value)]), 1.0);
+        page.family(name, help, Kind::Gauge)
+            .sample(&labels(&[(label, value)]), 1.0);
     };
-    one("etcd_server_version", "The etcd version that is served.", "server_version", ETCD_VERSION);
-    one("etcd_server_go_version", "For dashboards; there is no Go here.", "server_go_version", "none");
-    one("etcd_cluster_version", "The version that the members agreed on.", "cluster_version", CLUSTER_VERSION);
-    one("quorate_build_info", "Quorate's own version.", "version", QUORATE_VERSION);
+    one(
+        "etcd_server_version",
+        "The etcd version that is served.",
+        "server_version",
+        ETCD_VERSION,
+    );
+    one(
+        "etcd_server_go_version",
+        "For dashboards; there is no Go here.",
+        "server_go_version",
+        "none",
+    );
+    one(
+        "etcd_cluster_version",
+        "The version that the members agreed on.",
+        "cluster_version",
+        CLUSTER_VERSION,
+    );
+    one(
+        "quorate_build_info",
+        "Quorate's own version.",
+        "version",
+        QUORATE_VERSION,
+    );
 }
 
 impl Live {
@@ -38,34 +59,82 @@ impl Live {
         let value = |read: fn(&quorate_raft::RaftStatus) -> u64| raft.as_ref().map_or(0, read) as f64;
         if let Some(member) = member {
             let id = member.id.to_string();
-            page.family("etcd_server_id", "This member.", Kind::Gauge).sample(&labels(&[("server_id", &id)]), 1.0);
-            page.family("etcd_network_known_peers", "Members that this one knows, itself included.", Kind::Gauge)
-                .sample(&labels(&[("Local", &id), ("Remote", &id)]), 1.0);
+            page.family("etcd_server_id", "This member.", Kind::Gauge)
+                .sample(&labels(&[("server_id", &id)]), 1.0);
+            page.family(
+                "etcd_network_known_peers",
+                "Members that this one knows, itself included.",
+                Kind::Gauge,
+            )
+            .sample(&labels(&[("Local", &id), ("Remote", &id)]), 1.0);
         }
         let has_leader = raft.is_some_and(|raft| raft.leader.is_some());
         let mut gauge = |name, help: &str, value: f64| page.single(name, help, Kind::Gauge, value);
-        gauge("etcd_server_has_leader", "1 while this member knows a leader.", f64::from(u8::from(has_leader)));
-        gauge("etcd_server_is_leader", "1 while this member leads.", f64::from(u8::from(leads)));
+        gauge(
+            "etcd_server_has_leader",
+            "1 while this member knows a leader.",
+            f64::from(u8::from(has_leader)),
+        );
+        gauge(
+            "etcd_server_is_leader",
+            "1 while this member leads.",
+            f64::from(u8::from(leads)),
+        );
         gauge("etcd_server_is_learner", "1 while this member has no vote.", 0.0);
-        gauge("etcd_server_proposals_committed_total", "Last committed entry.", value(|raft| raft.committed));
-        gauge("etcd_server_proposals_applied_total", "Last applied entry.", value(|raft| raft.applied));
+        gauge(
+            "etcd_server_proposals_committed_total",
+            "Last committed entry.",
+            value(|raft| raft.committed),
+        );
+        gauge(
+            "etcd_server_proposals_applied_total",
+            "Last applied entry.",
+            value(|raft| raft.applied),
+        );
         let pending = member.map_or(0, |member| member.node.proposer().pending());
-        gauge("etcd_server_proposals_pending", "Commands that wait for their outcome.", pending as f64);
-        gauge("etcd_server_quota_backend_bytes", "The quota in force.", self.quota_bytes as f64);
+        gauge(
+            "etcd_server_proposals_pending",
+            "Commands that wait for their outcome.",
+            pending as f64,
+        );
+        gauge(
+            "etcd_server_quota_backend_bytes",
+            "The quota in force.",
+            self.quota_bytes as f64,
+        );
         let mut counter = |name, help: &str, value: f64| page.single(name, help, Kind::Counter, value);
-        counter("etcd_server_leader_changes_seen_total", "Changes of leader.", value(|raft| raft.leader_changes));
+        counter(
+            "etcd_server_leader_changes_seen_total",
+            "Changes of leader.",
+            value(|raft| raft.leader_changes),
+        );
         let failed = member.map_or(0, |member| member.node.proposer().failed());
-        counter("etcd_server_proposals_failed_total", "Commands that ended without an outcome.", failed as f64);
+        counter(
+            "etcd_server_proposals_failed_total",
+            "Commands that ended without an outcome.",
+            failed as f64,
+        );
         let barriers = member.map_or(0, |member| member.node.barrier().failed());
-        counter("etcd_server_read_indexes_failed_total", "Read barriers that failed.", barriers as f64);
-        counter("etcd_server_slow_read_indexes_total", "Read barriers that timed out.", 0.0);
+        counter(
+            "etcd_server_read_indexes_failed_total",
+            "Read barriers that failed.",
+            barriers as f64,
+        );
+        counter(
+            "etcd_server_slow_read_indexes_total",
+            "Read barriers that timed out.",
+            0.0,
+        );
         if let Some(member) = member {
             let alarms = member.store.alarms();
             if !alarms.is_empty() {
                 let mut family = page.family("etcd_debugging_server_alarms", "1 while raised.", Kind::Gauge);
                 for alarm in alarms {
                     let id = format!("{:x}", alarm.member_id);
-                    family.sample(&labels(&[("alarm_type", alarm.alarm().as_str_name()), ("server_id", &id)]), 1.0);
+                    family.sample(
+                        &labels(&[("alarm_type", alarm.alarm().as_str_name()), ("server_id", &id)]),
+                        1.0,
+                    );
                 }
             }
         }
@@ -75,25 +144,62 @@ impl Live {
         let member = self.state.member();
         let sizes = member.map(|member| member.store.sizes()).unwrap_or_default();
         let mut gauge = |name, help: &str, value: f64| page.single(name, help, Kind::Gauge, value);
-        gauge("etcd_mvcc_db_total_size_in_bytes", "Space that the backend has taken.", sizes.total_bytes as f64);
-        gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "Of it, in use.", sizes.in_use_bytes as f64);
-        gauge("quorate_store_pending_bytes", "Changes that are not in the backend yet.", sizes.pending_bytes as f64);
+        gauge(
+            "etcd_mvcc_db_total_size_in_bytes",
+            "Space that the backend has taken.",
+            sizes.total_bytes as f64,
+        );
+        gauge(
+            "etcd_mvcc_db_total_size_in_use_in_bytes",
+            "Of it, in use.",
+            sizes.in_use_bytes as f64,
+        );
+        gauge(
+            "quorate_store_pending_bytes",
+            "Changes that are not in the backend yet.",
+            sizes.pending_bytes as f64,
+        );
         let keys = member.map_or(0, |member| member.store.live_keys());
         gauge("etcd_debugging_mvcc_keys_total", "Keys that exist.", keys as f64);
         let revision = member.map_or(0, |member| member.store.revision().0);
-        gauge("etcd_debugging_mvcc_current_revision", "The store's revision.", revision as f64);
+        gauge(
+            "etcd_debugging_mvcc_current_revision",
+            "The store's revision.",
+            revision as f64,
+        );
         let compacted = member.map_or(0, |member| member.store.compacted().max(0));
-        gauge("etcd_debugging_mvcc_compact_revision", "Revision of the last compaction.", compacted as f64);
+        gauge(
+            "etcd_debugging_mvcc_compact_revision",
+            "Revision of the last compaction.",
+            compacted as f64,
+        );
     }
 
     fn watch(&self, page: &mut Page) {
         let stats = self.state.member().map(|member| member.hub.stats()).unwrap_or_default();
         let mut gauge = |name, help: &str, value: f64| page.single(name, help, Kind::Gauge, value);
-        gauge("etcd_debugging_mvcc_watch_stream_total", "Open watch streams.", stats.streams as f64);
+        gauge(
+            "etcd_debugging_mvcc_watch_stream_total",
+            "Open watch streams.",
+            stats.streams as f64,
+        );
         gauge("etcd_debugging_mvcc_watcher_total", "Watchers.", stats.watchers as f64);
-        gauge("etcd_debugging_mvcc_slow_watcher_total", "Of these, not served live.", stats.behind as f64);
-        gauge("etcd_debugging_mvcc_pending_events_total", "Events that wait for their watchers.", 0.0);
+        gauge(
+            "etcd_debugging_mvcc_slow_watcher_total",
+            "Of these, not served live.",
+            stats.behind as f64,
+        );
+        gauge(
+            "etcd_debugging_mvcc_pending_events_total",
+            "Events that wait for their watchers.",
+            0.0,
+        );
         let events = "etcd_debugging_mvcc_events_total";
-        page.single(events, "Events handed to watchers.", Kind::Counter, stats.events_total as f64);
+        page.single(
+            events,
+            "Events handed to watchers.",
+            Kind::Counter,
+            stats.events_total as f64,
+        );
     }
 }

@@ -43,8 +43,10 @@ impl Rpc {
                 "etcd_network_client_grpc_received_bytes_total",
                 "Bytes of request messages from clients.",
             )?,
-            sent: registry
-                .counter("etcd_network_client_grpc_sent_bytes_total", "Bytes of response messages to clients.")?,
+            sent: registry.counter(
+                "etcd_network_client_grpc_sent_bytes_total",
+                "Bytes of response messages to clients.",
+            )?,
             unknown: [
                 requests.with_label_values(&["unary", "unknown"]),
                 requests.with_label_values(&["stream", "unknown"]),
@@ -70,7 +72,10 @@ impl Rpc {
             return;
         }
         let kind = if stream { "stream" } else { "unary" };
-        known.entry(key).or_insert_with(|| self.requests.with_label_values(&[kind, version])).inc();
+        known
+            .entry(key)
+            .or_insert_with(|| self.requests.with_label_values(&[kind, version]))
+            .inc();
     }
 }
 
@@ -118,7 +123,10 @@ mod tests {
         }
         rpc.count_request(true, "3.7\"} 1\nfake 2");
         let page = registry.scrape();
-        let lines = page.lines().filter(|line| line.starts_with("etcd_server_client_requests_total{")).count();
+        let lines = page
+            .lines()
+            .filter(|line| line.starts_with("etcd_server_client_requests_total{"))
+            .count();
         assert_eq!(lines, VERSIONS_MAX + 2);
         assert!(!page.contains("fake"));
     }

@@ -37,10 +37,7 @@ fn directories_can_be_made_twice(disk: &dyn Disk, dir: &Path) {
     disk.create_dir_all(&nested).expect("create");
     disk.create_dir_all(&nested).expect("create again");
     assert!(disk.list(&nested).expect("list").is_empty());
-    assert!(
-        disk.list(dir).expect("list").is_empty(),
-        "directories are not files"
-    );
+    assert!(disk.list(dir).expect("list").is_empty(), "directories are not files");
     disk.sync_dir(dir).expect("sync directory");
 }
 
@@ -52,11 +49,7 @@ fn bytes_are_read_back(disk: &dyn Disk, dir: &Path) {
     file.write_at(b"far", 5000).expect("write");
     assert_eq!(file.len().expect("length"), 5003);
     assert_eq!(read(&*file, 0, 5), b"hello");
-    assert_eq!(
-        read(&*file, 5, 4995),
-        vec![0; 4995],
-        "what lies between is zero"
-    );
+    assert_eq!(read(&*file, 5, 4995), vec![0; 4995], "what lies between is zero");
     file.sync().expect("sync");
     disk.sync_dir(dir).expect("sync directory");
     let again = disk.open(&path).expect("open");
@@ -85,9 +78,7 @@ fn reading_beyond_the_end_is_an_error(disk: &dyn Disk, dir: &Path) {
     let file = disk.create(&dir.join("f")).expect("create");
     file.write_at(&[1; 10], 0).expect("write");
     for (offset, len) in [(0, 11), (10, 1), (9, 2), (1 << 40, 1)] {
-        let told = file
-            .read_at(&mut vec![0; len], offset)
-            .expect_err("beyond the end");
+        let told = file.read_at(&mut vec![0; len], offset).expect_err("beyond the end");
         assert_eq!(told.kind(), ErrorKind::UnexpectedEof, "{len} at {offset}");
     }
     file.read_at(&mut [], 10).expect("nothing at the end");
@@ -99,37 +90,22 @@ fn a_file_grows_with_zeros_and_shrinks_for_good(disk: &dyn Disk, dir: &Path) {
     file.set_len(700).expect("shrink");
     assert_eq!(file.len().expect("length"), 700);
     file.set_len(3000).expect("grow");
-    assert_eq!(
-        read(&*file, 0, 3000),
-        [vec![9; 700], vec![0; 2300]].concat()
-    );
+    assert_eq!(read(&*file, 0, 3000), [vec![9; 700], vec![0; 2300]].concat());
     file.sync().expect("sync");
 }
 
 fn names_are_exclusive_and_missing_ones_told(disk: &dyn Disk, dir: &Path) {
     let (path, missing) = (dir.join("f"), dir.join("missing"));
     drop(disk.create(&path).expect("create"));
-    assert_eq!(
-        disk.create(&path).expect_err("exists").kind(),
-        ErrorKind::AlreadyExists
-    );
+    assert_eq!(disk.create(&path).expect_err("exists").kind(), ErrorKind::AlreadyExists);
     assert_eq!(disk.list(dir).expect("list"), ["f"]);
-    assert_eq!(
-        disk.open(&missing).expect_err("missing").kind(),
-        ErrorKind::NotFound
-    );
-    assert_eq!(
-        disk.remove(&missing).expect_err("missing").kind(),
-        ErrorKind::NotFound
-    );
+    assert_eq!(disk.open(&missing).expect_err("missing").kind(), ErrorKind::NotFound);
+    assert_eq!(disk.remove(&missing).expect_err("missing").kind(), ErrorKind::NotFound);
     assert_eq!(
         disk.rename(&missing, &path).expect_err("missing").kind(),
         ErrorKind::NotFound
     );
-    assert_eq!(
-        disk.list(&missing).expect_err("missing").kind(),
-        ErrorKind::NotFound
-    );
+    assert_eq!(disk.list(&missing).expect_err("missing").kind(), ErrorKind::NotFound);
 }
 
 fn renaming_replaces_and_keeps_handles(disk: &dyn Disk, dir: &Path) {

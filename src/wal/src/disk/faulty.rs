@@ -76,10 +76,7 @@ fn eio(what: &str) -> io::Error {
 }
 
 fn not_found(path: &Path) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::NotFound,
-        format!("no file {}", path.display()),
-    )
+    io::Error::new(io::ErrorKind::NotFound, format!("no file {}", path.display()))
 }
 
 impl FaultyDisk {
@@ -268,10 +265,7 @@ impl FaultyDisk {
     /// What the file holds, for tests to look at.
     pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
         let volume = self.0.volume.lock();
-        volume
-            .names
-            .get(path)
-            .map(|inode| volume.files[inode].bytes().to_vec())
+        volume.names.get(path).map(|inode| volume.files[inode].bytes().to_vec())
     }
 
     /// All files, sorted.
@@ -316,10 +310,7 @@ impl Renaming {
 
 impl Volume {
     fn used(&self) -> u64 {
-        self.names
-            .values()
-            .map(|inode| self.files[inode].len() as u64)
-            .sum()
+        self.names.values().map(|inode| self.files[inode].len() as u64).sum()
     }
 
     /// Counts a call that changes or syncs something. True: this is the one that the power goes in.
@@ -350,15 +341,8 @@ impl Volume {
     /// Room for a file to grow from `from` to `to` bytes.
     fn grow(&self, from: usize, to: usize) -> io::Result<()> {
         let more = to.saturating_sub(from) as u64;
-        if more > 0
-            && self
-                .capacity
-                .is_some_and(|capacity| self.used() + more > capacity)
-        {
-            return Err(io::Error::new(
-                io::ErrorKind::StorageFull,
-                "injected: disk full",
-            ));
+        if more > 0 && self.capacity.is_some_and(|capacity| self.used() + more > capacity) {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "injected: disk full"));
         }
         Ok(())
     }
@@ -381,10 +365,7 @@ impl Disk for FaultyDisk {
         if !volume.dirs.contains(dir) {
             return Err(not_found(dir));
         }
-        let within = volume
-            .names
-            .keys()
-            .filter(|path| path.parent() == Some(dir));
+        let within = volume.names.keys().filter(|path| path.parent() == Some(dir));
         Ok(within
             .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
             .collect())
@@ -439,13 +420,8 @@ impl Disk for FaultyDisk {
             return Err(eio("power cut"));
         }
         let volume = &mut *volume;
-        let (synced, pending): (Vec<_>, Vec<_>) = volume
-            .pending
-            .drain(..)
-            .partition(|change| change.touches(dir));
-        synced
-            .iter()
-            .for_each(|change| change.apply(&mut volume.durable_names));
+        let (synced, pending): (Vec<_>, Vec<_>) = volume.pending.drain(..).partition(|change| change.touches(dir));
+        synced.iter().for_each(|change| change.apply(&mut volume.durable_names));
         volume.pending = pending;
         Ok(())
     }
@@ -467,10 +443,7 @@ impl FaultyFile {
 }
 
 fn content(volume: &mut Volume, inode: Inode) -> io::Result<&mut Content> {
-    volume
-        .files
-        .get_mut(&inode)
-        .ok_or_else(|| eio("the file is gone"))
+    volume.files.get_mut(&inode).ok_or_else(|| eio("the file is gone"))
 }
 
 impl File for FaultyFile {
@@ -493,27 +466,18 @@ impl File for FaultyFile {
             None => content(volume, self.inode)?.read(buf, offset),
             Some(Misread::Error) => Err(eio("read error")),
             Some(Misread::Stale(bytes)) => file::read(&bytes, buf, offset),
-            Some(Misread::Shifted(by)) => {
-                content(volume, self.inode)?.read(buf, offset.saturating_add_signed(by))
-            }
+            Some(Misread::Shifted(by)) => content(volume, self.inode)?.read(buf, offset.saturating_add_signed(by)),
         })
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.with(|volume| {
-            let (from, end) = (
-                content(volume, self.inode)?.len(),
-                offset as usize + bytes.len(),
-            );
+            let (from, end) = (content(volume, self.inode)?.len(), offset as usize + bytes.len());
             volume.grow(from, end)?;
             let cut = volume.call()?;
             volume.writes += 1;
             let fails = volume.fail_write_at == Some(volume.writes);
-            let part = if fails {
-                &bytes[..bytes.len() / 2]
-            } else {
-                bytes
-            };
+            let part = if fails { &bytes[..bytes.len() / 2] } else { bytes };
             content(volume, self.inode)?.write(part, offset as usize);
             match (cut, fails) {
                 (true, _) => Err(eio("power cut")),

@@ -56,12 +56,7 @@ impl Replay {
 
     /// Replays one segment. `next` says where it ends; the last one has to find out by itself, with the help of what
     /// follows it in `rest` (which starts with the segment).
-    pub(super) fn segment(
-        &mut self,
-        segment: &Segment,
-        next: Option<&Opening>,
-        rest: &[Segment],
-    ) -> Result<(), Error> {
+    pub(super) fn segment(&mut self, segment: &Segment, next: Option<&Opening>, rest: &[Segment]) -> Result<(), Error> {
         let id = segment.id;
         let last = next.is_none();
         let limit = match next.map(|next| next.previous_end) {
@@ -104,9 +99,7 @@ impl Replay {
                 "the records go on beyond the end of the segment".to_owned()
             } else {
                 match window.record(at)? {
-                    Ok((head, _)) if head.session < self.session => {
-                        "a left-over from before a restart".to_owned()
-                    }
+                    Ok((head, _)) if head.session < self.session => "a left-over from before a restart".to_owned(),
                     Ok((head, body)) => {
                         let damage = |what: String| Error::damage(id, at, what);
                         let record = format::decode(head.kind, body).map_err(damage)?;
@@ -115,15 +108,8 @@ impl Replay {
                             offset: at,
                         };
                         let bytes = record_bytes(head.len) as u64;
-                        self.extent(
-                            &mut extent,
-                            place,
-                            segment.bytes,
-                            head.session,
-                            &record,
-                            bytes,
-                        )
-                        .map_err(damage)?;
+                        self.extent(&mut extent, place, segment.bytes, head.session, &record, bytes)
+                            .map_err(damage)?;
                         self.session = head.session;
                         self.record(place, &record).map_err(damage)?;
                         self.clean_stop = record == Record::End;
@@ -240,10 +226,7 @@ impl Replay {
             Record::Committed(pos) => self.committed = Some(*pos),
             Record::Truncate(None) => self.log.truncate(None),
             Record::Truncate(Some(last)) => {
-                let known = self
-                    .log
-                    .term_at(last.index)
-                    .is_none_or(|term| term == last.term);
+                let known = self.log.term_at(last.index).is_none_or(|term| term == last.term);
                 if !known || self.log.last().is_none_or(|end| end.index < last.index) {
                     return Err(format!("truncation after {last}, which is not in the log"));
                 }
@@ -280,9 +263,7 @@ impl Replay {
                 && self.log.purged() == *purged
                 && self.log.last() == *last;
             if !same {
-                return Err(
-                    "the state told here differs from what the segments before it tell".into(),
-                );
+                return Err("the state told here differs from what the segments before it tell".into());
             }
         } else {
             self.begun = true;
@@ -300,11 +281,7 @@ impl Replay {
     }
 
     fn free(&mut self, oldest: SegmentId) -> Result<(), String> {
-        if self
-            .live
-            .last()
-            .is_some_and(|live| live.segment.id < oldest)
-        {
+        if self.live.last().is_some_and(|live| live.segment.id < oldest) {
             return Err(format!(
                 "the oldest segment needed is said to be {oldest}, which is still to come"
             ));

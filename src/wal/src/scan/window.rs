@@ -34,11 +34,7 @@ impl<'a> Window<'a> {
             self.start = at;
             if let Err(e) = self.segment.file.read_at(&mut self.bytes, at) {
                 self.bytes.clear();
-                return Err(Error::io(
-                    "read log segment",
-                    self.segment.id.file_name(),
-                    e,
-                ));
+                return Err(Error::io("read log segment", self.segment.id.file_name(), e));
             }
         }
         let from = (at - self.start) as usize;

@@ -19,9 +19,7 @@ pub fn pos(term: u64, index: u64) -> LogPos {
 
 /// An entry whose payload depends on its position and size alone.
 pub fn entry(term: u64, index: u64, bytes: usize) -> Entry {
-    let mut seed = term.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        ^ index.wrapping_mul(0xbf58_476d_1ce4_e5b9)
-        ^ bytes as u64;
+    let mut seed = term.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index.wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ bytes as u64;
     let payload: Vec<u8> = (0..bytes)
         .map(|_| {
             seed = seed
@@ -56,10 +54,7 @@ pub fn wait(call: impl FnOnce(Done)) -> Result<(), Error> {
 pub fn until(what: &str, holds: impl Fn() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(
-            start.elapsed() < Duration::from_secs(30),
-            "{what} never came true"
-        );
+        assert!(start.elapsed() < Duration::from_secs(30), "{what} never came true");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -247,10 +242,7 @@ impl World {
         let (state, acked) = (self.states.len() - 1, self.acked.clone());
         Box::new(move |outcome| {
             if outcome.is_ok() {
-                assert!(
-                    acked.swap(state, Ordering::SeqCst) <= state,
-                    "answers out of order"
-                );
+                assert!(acked.swap(state, Ordering::SeqCst) <= state, "answers out of order");
             }
             let _ = tell.send(outcome);
         })
@@ -267,20 +259,14 @@ impl World {
 
     /// Waits for all answers; false if any was an error.
     pub fn wait(&mut self) -> bool {
-        let told: Vec<_> = self
-            .waiting
-            .drain(..)
-            .map(|told| told.recv().unwrap())
-            .collect();
+        let told: Vec<_> = self.waiting.drain(..).map(|told| told.recv().unwrap()).collect();
         told.iter().all(Result::is_ok)
     }
 
     /// An index in the log, by a fraction of 255.
     fn pick(&self, part: u8) -> Option<Entry> {
         let entries = &self.state().entries;
-        entries
-            .get(entries.len() * usize::from(part) / 256)
-            .cloned()
+        entries.get(entries.len() * usize::from(part) / 256).cloned()
     }
 
     /// Takes one step. Steps that go down come up again.
@@ -306,11 +292,7 @@ impl World {
                 let done = self.done();
                 wal.append(entries, done);
                 if !self.faulted && !self.disk.is_off() {
-                    assert_eq!(
-                        wal.state().1,
-                        self.state().last(),
-                        "appended entries are seen at once"
-                    );
+                    assert_eq!(wal.state().1, self.state().last(), "appended entries are seen at once");
                 }
             }
             Step::Vote(vote) => {
@@ -335,10 +317,7 @@ impl World {
                 let Some(Entry { pos, .. }) = self.pick(part) else {
                     return;
                 };
-                if self
-                    .committed
-                    .is_some_and(|committed| pos.index < committed.index)
-                {
+                if self.committed.is_some_and(|committed| pos.index < committed.index) {
                     return;
                 }
                 if Some(pos) == self.state().last() {
@@ -390,10 +369,7 @@ impl World {
                 if self.wait() && closed.is_ok() {
                     let saved = self.committed;
                     assert!(self.open().unwrap().clean_stop);
-                    assert_eq!(
-                        self.committed, saved,
-                        "closing saves the committed position"
-                    );
+                    assert_eq!(self.committed, saved, "closing saves the committed position");
                 } else {
                     self.open().unwrap();
                 }

@@ -32,9 +32,7 @@ fn the_page_is_the_text_format() {
         .histogram_vec("apply_seconds", "Seconds.", &["version", "op"], &[0.5])
         .unwrap();
     labelled.with_label_values(&["v3", "Put"]).observe(0.25);
-    registry
-        .counter_vec("lazy_total", "Never touched.", &["x"])
-        .unwrap();
+    registry.counter_vec("lazy_total", "Never touched.", &["x"]).unwrap();
 
     let wanted = r##"# HELP apply_seconds Seconds.
 # TYPE apply_seconds histogram
@@ -97,9 +95,7 @@ fn grpc_series_are_there_before_the_first_call() {
     }
     watch.received(2);
     watch.sent(3);
-    grpc.method("/etcdserverpb.KV/Put")
-        .unwrap()
-        .handled(99, Duration::ZERO);
+    grpc.method("/etcdserverpb.KV/Put").unwrap().handled(99, Duration::ZERO);
     let lock = grpc.method("/v3lockpb.Lock/Lock").unwrap();
     lock.started();
     lock.handled(0, Duration::ZERO);
@@ -207,17 +203,10 @@ fn process_and_go_families_are_all_there() {
         "stack_sys_bytes",
         "sys_bytes",
     ] {
-        assert_eq!(
-            kind(&format!("go_memstats_{name}")),
-            Some("gauge"),
-            "{name}"
-        );
+        assert_eq!(kind(&format!("go_memstats_{name}")), Some("gauge"), "{name}");
     }
     let value = |name: &str| -> f64 {
-        let line = text
-            .lines()
-            .find(|line| line.starts_with(&format!("{name} ")))
-            .unwrap();
+        let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
         line.rsplit(' ').next().unwrap().parse().unwrap()
     };
     assert!(value("process_resident_memory_bytes") > 100_000.0);
@@ -235,9 +224,7 @@ fn process_and_go_families_are_all_there() {
 #[test]
 fn bucket_sets_make_histograms() {
     let registry = Registry::bare();
-    let ttl = registry
-        .histogram("ttl", "Seconds.", &buckets::TTL)
-        .unwrap();
+    let ttl = registry.histogram("ttl", "Seconds.", &buckets::TTL).unwrap();
     ttl.observe(600_000.0);
     let text = registry.scrape();
     assert!(
@@ -261,10 +248,7 @@ fn check_rules(text: &str) -> BTreeMap<String, String> {
             assert!(family.as_str() < name, "{name} after {family}");
             family = name.to_owned();
             let next = lines.next().unwrap();
-            kind = next
-                .strip_prefix(&format!("# TYPE {name} "))
-                .unwrap()
-                .to_owned();
+            kind = next.strip_prefix(&format!("# TYPE {name} ")).unwrap().to_owned();
             assert!(types.insert(family.clone(), kind.clone()).is_none());
             assert!(
                 lines.peek().is_some_and(|next| !next.starts_with('#')),

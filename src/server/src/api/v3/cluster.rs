@@ -15,5 +15,8 @@ pub async fn member_list(member: &Arc<Member>, message: Bytes) -> Result<Reply, 
     }
     // Membership is no part of the store's history, so these headers carry no revision.
     let header = Some(member.header(Revision(0)));
-    reply(&pb::MemberListResponse { header, members: member.store.members() })
+    reply(&pb::MemberListResponse {
+        header,
+        members: member.store.members(),
+    })
 }

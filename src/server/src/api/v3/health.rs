@@ -4,10 +4,10 @@
 use super::{decode, reply};
 use crate::rpc::{Incoming, Outgoing, Reply};
 use bytes::Bytes;
+use pb::health_check_response::ServingStatus;
 use prost::Message;
 use quorate_api::proto::grpc::health::v1 as pb;
 use quorate_api::{Error, Status};
-use pb::health_check_response::ServingStatus;
 
 pub fn check(message: Bytes) -> Result<Reply, Status> {
     let request: pb::HealthCheckRequest = decode(message)?;
@@ -25,9 +25,15 @@ pub fn list(message: Bytes) -> Result<Reply, Status> {
 
 /// Says the one thing there is to say and stays open, as nothing ever changes.
 pub async fn watch(mut incoming: Incoming, mut outgoing: Outgoing) -> Result<(), Status> {
-    let Some(message) = incoming.message().await? else { return Ok(()) };
+    let Some(message) = incoming.message().await? else {
+        return Ok(());
+    };
     let request: pb::HealthCheckRequest = decode(message)?;
-    let status = if request.service.is_empty() { ServingStatus::Serving } else { ServingStatus::ServiceUnknown };
+    let status = if request.service.is_empty() {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::ServiceUnknown
+    };
     outgoing.send(serving(status).encode_to_vec()).await?;
     std::future::pending().await
 }

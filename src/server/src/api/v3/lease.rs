@@ -20,13 +20,20 @@ pub async fn grant(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Sta
     let ttl_secs = validate::lease_ttl(request.ttl, member.limits.lease_ttl_min_secs)?;
     loop {
         let id = if request.id == 0 { random_id() } else { request.id };
-        let outcome = member.propose(&Command::LeaseGrant(wire::LeaseGrant { id, ttl_secs })).await?;
+        let outcome = member
+            .propose(&Command::LeaseGrant(wire::LeaseGrant { id, ttl_secs }))
+            .await?;
         match outcome.result {
             Ok(Reply::LeaseGrant { id, ttl_secs }) => {
                 member.counts.leases_granted.inc();
                 member.counts.lease_ttl.observe(ttl_secs as f64);
                 let header = Some(member.header(outcome.revision));
-                return reply(&pb::LeaseGrantResponse { header, id, ttl: ttl_secs, error: String::new() });
+                return reply(&pb::LeaseGrantResponse {
+                    header,
+                    id,
+                    ttl: ttl_secs,
+                    error: String::new(),
+                });
             }
             // Our own choice was taken: choose again. A client's choice is the client's error.
             Err(Error::LeaseExists) if request.id == 0 => {}
@@ -43,10 +50,17 @@ fn random_id() -> i64 {
 
 pub async fn revoke(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
     let request: pb::LeaseRevokeRequest = decode(message)?;
-    let outcome = member.propose(&Command::LeaseRevoke(wire::LeaseRevoke { id: request.id, expired_in_term: 0 })).await?;
+    let outcome = member
+        .propose(&Command::LeaseRevoke(wire::LeaseRevoke {
+            id: request.id,
+            expired_in_term: 0,
+        }))
+        .await?;
     outcome.result?;
     member.counts.leases_revoked.inc();
-    reply(&pb::LeaseRevokeResponse { header: Some(member.header(outcome.revision)) })
+    reply(&pb::LeaseRevokeResponse {
+        header: Some(member.header(outcome.revision)),
+    })
 }
 
 pub async fn time_to_live(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
@@ -55,7 +69,11 @@ pub async fn time_to_live(member: &Arc<Member>, message: Bytes) -> Result<RpcRep
         return Err(Error::NoLeader.into());
     }
     member.linearize().await?;
-    let mut response = pb::LeaseTimeToLiveResponse { id: request.id, ttl: -1, ..Default::default() };
+    let mut response = pb::LeaseTimeToLiveResponse {
+        id: request.id,
+        ttl: -1,
+        ..Default::default()
+    };
     if let Some(left) = member.node.lessor().time_to_live(request.id) {
         response.ttl = left.remaining_secs;
         response.granted_ttl = left.granted_secs;
@@ -74,7 +92,10 @@ pub async fn leases(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, St
         None => member.store.leases().into_iter().map(|lease| lease.id.0).collect(),
     };
     let leases = ids.into_iter().map(|id| pb::LeaseStatus { id }).collect();
-    reply(&pb::LeaseLeasesResponse { header: Some(member.header_now()), leases })
+    reply(&pb::LeaseLeasesResponse {
+        header: Some(member.header_now()),
+        leases,
+    })
 }
 
 /// One answer a request, in order; an unknown lease is an answer and no error.
@@ -84,7 +105,11 @@ pub async fn keep_alive(member: &Arc<Member>, mut incoming: Incoming, mut outgoi
         // Sampled before the renewal, as etcd does: a client may rely on nothing newer.
         let header = Some(member.header_now());
         let ttl = renew(member, request.id).await?;
-        let response = pb::LeaseKeepAliveResponse { header, id: request.id, ttl };
+        let response = pb::LeaseKeepAliveResponse {
+            header,
+            id: request.id,
+            ttl,
+        };
         outgoing.send(response.encode_to_vec()).await?;
     }
     Ok(())

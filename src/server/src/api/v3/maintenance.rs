@@ -32,14 +32,20 @@ pub fn status(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> 
         db_size_in_use: sizes.in_use_bytes.try_into().unwrap_or(i64::MAX),
         is_learner: false,
         storage_version: version::STORAGE_VERSION.to_owned(),
-        db_size_quota: member.limits.quota_bytes.map_or(-1, |quota| quota.try_into().unwrap_or(i64::MAX)),
+        db_size_quota: member
+            .limits
+            .quota_bytes
+            .map_or(-1, |quota| quota.try_into().unwrap_or(i64::MAX)),
         downgrade_info: Some(pb::DowngradeInfo::default()),
     })
 }
 
 pub async fn alarm(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
     let request: pb::AlarmRequest = decode(message)?;
-    let alarms = match (AlarmAction::try_from(request.action), AlarmType::try_from(request.alarm)) {
+    let alarms = match (
+        AlarmAction::try_from(request.action),
+        AlarmType::try_from(request.alarm),
+    ) {
         (Ok(AlarmAction::Get), alarm) => {
             member.linearize().await?;
             let mut alarms = member.store.alarms();
@@ -48,7 +54,11 @@ pub async fn alarm(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Sta
         }
         (Ok(action), Ok(AlarmType::Nospace | AlarmType::Corrupt)) => {
             let active = action == AlarmAction::Activate;
-            let set = AlarmSet { member_id: request.member_id, alarm: request.alarm, active };
+            let set = AlarmSet {
+                member_id: request.member_id,
+                alarm: request.alarm,
+                active,
+            };
             match member.propose(&Command::AlarmSet(set)).await?.result? {
                 Reply::Alarm(changed) => changed.into_iter().collect(),
                 _ => return Err(mismatched()),
@@ -57,7 +67,10 @@ pub async fn alarm(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Sta
         // An action or alarm that nobody knows changes nothing (etcd's process ends here).
         _ => Vec::new(),
     };
-    reply(&pb::AlarmResponse { header: Some(member.header_now()), alarms })
+    reply(&pb::AlarmResponse {
+        header: Some(member.header_now()),
+        alarms,
+    })
 }
 
 pub async fn hash_kv(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {

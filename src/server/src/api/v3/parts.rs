@@ -30,7 +30,11 @@ enum Part {
 
 impl Parts {
     pub fn new(held: Vec<Reserved>) -> Self {
-        Self { parts: VecDeque::new(), len: 0, held }
+        Self {
+            parts: VecDeque::new(),
+            len: 0,
+            held,
+        }
     }
 
     pub fn push(&mut self, bytes: impl Into<Bytes>) {

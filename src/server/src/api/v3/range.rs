@@ -80,7 +80,12 @@ async fn off_thread<T: Send + 'static>(
     read: impl FnOnce(&quorate_store::Store) -> Result<T, quorate_store::Error> + Send + 'static,
 ) -> Result<T, Status> {
     let stopped = |_| Status::from(Error::Stopped);
-    let slot = member.large_reads.clone().acquire_owned().await.map_err(|_| Status::from(Error::Stopped))?;
+    let slot = member
+        .large_reads
+        .clone()
+        .acquire_owned()
+        .await
+        .map_err(|_| Status::from(Error::Stopped))?;
     let store = member.store.clone();
     let done = tokio::task::spawn_blocking(move || {
         let result = read(&store);
@@ -152,7 +157,10 @@ fn is_short_txn(request: &pb::TxnRequest) -> bool {
 
 /// `responses` of a TxnResponse: a ResponseOp with a RangeResponse, whose header says the revision only.
 fn push_response_op(parts: &mut Parts, range: RangeAnswer) {
-    let header = encode_header(&pb::ResponseHeader { revision: range.revision.0, ..Default::default() });
+    let header = encode_header(&pb::ResponseHeader {
+        revision: range.revision.0,
+        ..Default::default()
+    });
     let tail = encode_tail(&range);
     let response = header.len() + range.encoded_len() + tail.len();
     let op = key_len(1) + encoded_len_varint(response as u64) + response;
@@ -167,7 +175,9 @@ fn push_response_op(parts: &mut Parts, range: RangeAnswer) {
 
 /// The answer to a Range as a sequence of messages at one revision; header, `more` and `count` come with the last.
 pub async fn stream(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: Outgoing) -> Result<(), Status> {
-    let Some(message) = incoming.message().await? else { return Ok(()) };
+    let Some(message) = incoming.message().await? else {
+        return Ok(());
+    };
     let request: pb::RangeRequest = decode(message)?;
     validate::range(&request)?;
     let by_key = request.sort_order == SortOrder::Ascend as i32 && request.sort_target == SortTarget::Key as i32;
@@ -185,14 +195,20 @@ pub async fn stream(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: 
     let header = member.header(answer.revision);
     let mut keys = STREAM_KEYS_FIRST;
     loop {
-        let mut response = pb::RangeResponse { kvs: answer.next_kvs(keys)?, ..Default::default() };
+        let mut response = pb::RangeResponse {
+            kvs: answer.next_kvs(keys)?,
+            ..Default::default()
+        };
         let last = answer.pairs_left() == 0;
         if last {
             response.header = Some(header);
             response.more = answer.more;
             response.count = answer.count;
         }
-        let message = pb::RangeStreamResponse { range_response: Some(response) }.encode_to_vec();
+        let message = pb::RangeStreamResponse {
+            range_response: Some(response),
+        }
+        .encode_to_vec();
         let len = message.len();
         outgoing.send(message).await?;
         if last {

@@ -54,8 +54,11 @@ async fn responses(member: &Member, stream: &Mutex<WatchStream>, mut outgoing: O
         let Some(response) = poll_fn(|cx| stream.lock().poll_next(cx)).await else {
             return Err(Error::Stopped.into());
         };
-        let header =
-            Header { cluster_id: member.cluster.0, member_id: member.id.0, raft_term: member.node.term() };
+        let header = Header {
+            cluster_id: member.cluster.0,
+            member_id: member.id.0,
+            raft_term: member.node.term(),
+        };
         response.encode(&header, &mut segments);
         outgoing.send(segments.take()).await?;
     }
@@ -67,7 +70,11 @@ async fn leader_lost(member: &Member) {
     let mut missing = Duration::ZERO;
     loop {
         tokio::time::sleep(election).await;
-        missing = if member.node.leader().is_some() { Duration::ZERO } else { missing + election };
+        missing = if member.node.leader().is_some() {
+            Duration::ZERO
+        } else {
+            missing + election
+        };
         if missing >= election * 3 {
             return;
         }

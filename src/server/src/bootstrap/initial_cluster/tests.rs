@@ -27,8 +27,7 @@ fn a_lone_member_founds_its_cluster() {
         (0x8e9e_05c5_2164_694d, 0xcdf8_1819_4e3a_8c32)
     );
     let url = "http://127.0.0.1:20151";
-    let cluster =
-        found_with(&["--name=m1", &format!("--initial-advertise-peer-urls={url}")]).unwrap();
+    let cluster = found_with(&["--name=m1", &format!("--initial-advertise-peer-urls={url}")]).unwrap();
     assert_eq!(
         (cluster.member_id, cluster.cluster_id),
         (0x3a9c_02f9_909f_586a, 0x93a3_778a_a8e6_db07)
@@ -107,18 +106,12 @@ fn names_and_addresses_of_one_host_are_the_same() {
         "--initial-cluster=default=http://10.0.0.1:2380",
     ];
     let resolve = |host: &str| match host {
-        "m1.example" => Ok(vec![
-            "fd00::1".parse().unwrap(),
-            "10.0.0.1".parse().unwrap(),
-        ]),
+        "m1.example" => Ok(vec!["fd00::1".parse().unwrap(), "10.0.0.1".parse().unwrap()]),
         _ => nowhere(host),
     };
     let cluster = found(&config(&args), &resolve, Duration::ZERO).unwrap();
     // the id is made of what the cluster was told
-    assert_eq!(
-        cluster.member_id,
-        member_id(["http://10.0.0.1:2380"], "etcd-cluster")
-    );
+    assert_eq!(cluster.member_id, member_id(["http://10.0.0.1:2380"], "etcd-cluster"));
 
     let unresolved = found(&config(&args), &nowhere, Duration::ZERO).unwrap_err();
     assert_eq!(
@@ -149,10 +142,5 @@ fn names_are_looked_up_until_they_resolve() {
 
 #[test]
 fn local_names_resolve() {
-    assert!(
-        system_resolve("localhost")
-            .unwrap()
-            .iter()
-            .all(IpAddr::is_loopback)
-    );
+    assert!(system_resolve("localhost").unwrap().iter().all(IpAddr::is_loopback));
 }

@@ -41,10 +41,7 @@ fn flags_follow_gos_syntax() {
     for (args, line) in [
         (vec!["-nope"], "flag provided but not defined: -nope"),
         (vec!["--nope=1"], "flag provided but not defined: -nope"),
-        (
-            vec!["--nope", "--help"],
-            "flag provided but not defined: -nope",
-        ),
+        (vec!["--nope", "--help"], "flag provided but not defined: -nope"),
         (vec!["---x"], "bad flag syntax: ---x"),
         (vec!["--=x"], "bad flag syntax: --=x"),
         (vec!["-=x"], "bad flag syntax: -=x"),
@@ -112,23 +109,14 @@ fn bad_values_end_with_the_usage() {
         ("initial-cluster-state", "foo", "invalid value".to_owned()),
         ("initial-cluster-state", "", "invalid value".to_owned()),
         ("discovery-fallback", "foo", "invalid value".to_owned()),
-        (
-            "v2-deprecation",
-            "not-yet",
-            r#"invalid value "not-yet""#.to_owned(),
-        ),
-        (
-            "feature-gates",
-            "X=true",
-            "unrecognized feature gate: X".to_owned(),
-        ),
+        ("v2-deprecation", "not-yet", r#"invalid value "not-yet""#.to_owned()),
+        ("feature-gates", "X=true", "unrecognized feature gate: X".to_owned()),
         ("max-learners", "x", "parse error".to_owned()),
         // E8
         (
             "log-level",
             "loud",
-            r#"unrecognized level: "loud", use debug, info, warn, error, dpanic, panic or fatal"#
-                .to_owned(),
+            r#"unrecognized level: "loud", use debug, info, warn, error, dpanic, panic or fatal"#.to_owned(),
         ),
     ] {
         let exit = refused(&[&format!("--{flag}={value}")]);
@@ -140,10 +128,7 @@ fn bad_values_end_with_the_usage() {
             );
             continue;
         }
-        assert_usage(
-            &exit,
-            &format!("invalid value {value:?} for flag -{flag}: {reason}"),
-        );
+        assert_usage(&exit, &format!("invalid value {value:?} for flag -{flag}: {reason}"));
     }
     let exit = refused(&["--listen-client-urls=http://u:hunter2@h:1"]);
     assert!(!exit.stderr.contains("hunter2"), "{}", exit.stderr);
@@ -179,15 +164,8 @@ fn help_and_version_win() {
         vec!["--version", "--auto-tls"],
         vec!["--config-file=/nope", "--version"],
     ] {
-        let exit = load_with(
-            &args,
-            &[("ETCD_NAME", "a"), ("ETCD_HEARTBEAT_INTERVAL", "x")],
-        )
-        .unwrap_err();
-        assert_eq!(
-            (exit.code, exit.stderr.as_str(), exit.records.len()),
-            (0, "", 0)
-        );
+        let exit = load_with(&args, &[("ETCD_NAME", "a"), ("ETCD_HEARTBEAT_INTERVAL", "x")]).unwrap_err();
+        assert_eq!((exit.code, exit.stderr.as_str(), exit.records.len()), (0, "", 0));
         let lines: Vec<_> = exit.stdout.lines().collect();
         assert_eq!(lines.len(), 5);
         assert_eq!(lines[0], "etcd Version: 3.7.1");
@@ -218,10 +196,7 @@ fn positional_arguments_are_refused() {
             "failed to verify flags",
             &format!("{word:?} is not a valid flag"),
         );
-        assert_eq!(
-            messages(&exit.records),
-            ["Running: ", "failed to verify flags"]
-        );
+        assert_eq!(messages(&exit.records), ["Running: ", "failed to verify flags"]);
     }
 }
 
@@ -260,9 +235,7 @@ fn dropped_and_deprecated_flags_warn() {
             .unwrap();
         assert_eq!(warning.get("flag"), Some(&Json::from(flag.name)));
     }
-    let warned = |args: &[&str], text: &str| {
-        messages(&load_with(args, &[]).unwrap().notices).contains(&text)
-    };
+    let warned = |args: &[&str], text: &str| messages(&load_with(args, &[]).unwrap().notices).contains(&text);
     assert!(warned(
         &["--max-snapshots=5"],
         "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8."
@@ -288,10 +261,7 @@ fn dropped_and_deprecated_flags_warn() {
 #[test]
 fn arguments_that_are_no_text_are_refused() {
     use std::os::unix::ffi::OsStringExt;
-    let args = [
-        OsString::from("quorate"),
-        OsString::from_vec(b"--name=\xff".to_vec()),
-    ];
+    let args = [OsString::from("quorate"), OsString::from_vec(b"--name=\xff".to_vec())];
     let exit = load(args.into_iter(), std::iter::empty()).unwrap_err();
     assert_eq!(exit.code, 2);
     assert!(

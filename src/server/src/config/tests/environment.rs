@@ -66,10 +66,7 @@ fn a_setting_given_twice_is_fatal() {
         assert_eq!(exit.code, 1);
         let fatal = exit.records.last().unwrap();
         assert_eq!((fatal.level, fatal.msg.as_ref()), (Level::Fatal, text));
-        assert_eq!(
-            fatal.get("environment-variable"),
-            Some(&Json::from("ETCD_NAME"))
-        );
+        assert_eq!(fatal.get("environment-variable"), Some(&Json::from("ETCD_NAME")));
     }
 }
 
@@ -100,10 +97,7 @@ fn bad_variables_are_refused() {
     }
     let exit = load_with(&[], &[("ETCD_LOG_LEVEL", "loud")]).unwrap_err();
     assert_eq!(exit.code, 2);
-    assert!(
-        exit.stderr
-            .starts_with(r#"invalid value "loud" for ETCD_LOG_LEVEL: "#)
-    );
+    assert!(exit.stderr.starts_with(r#"invalid value "loud" for ETCD_LOG_LEVEL: "#));
 }
 
 /// C8: the part of `planted_secret_is_never_seen` that is decided here.

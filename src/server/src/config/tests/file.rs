@@ -8,26 +8,10 @@ fn a_file_replaces_everything_else() {
     write!(file, "name: m1").unwrap();
     let path = file.path().to_str().unwrap();
     // a conflict, an unknown variable, a bad value, a refused flag: all ignored
-    let env = [
-        ("ETCD_NAME", "x"),
-        ("ETCD_FOO", "x"),
-        ("ETCD_HEARTBEAT_INTERVAL", "x"),
-    ];
-    let Loaded { config, notices } = load_with(
-        &[
-            "--config-file",
-            path,
-            "--name=y",
-            "--auto-tls",
-            "--data-dir=d",
-        ],
-        &env,
-    )
-    .unwrap();
-    assert_eq!(
-        (config.name.as_str(), config.data_dir),
-        ("m1", "m1.etcd".into())
-    );
+    let env = [("ETCD_NAME", "x"), ("ETCD_FOO", "x"), ("ETCD_HEARTBEAT_INTERVAL", "x")];
+    let Loaded { config, notices } =
+        load_with(&["--config-file", path, "--name=y", "--auto-tls", "--data-dir=d"], &env).unwrap();
+    assert_eq!((config.name.as_str(), config.data_dir), ("m1", "m1.etcd".into()));
     let loaded = "loaded server configuration, other configuration command line flags and environment variables will be ignored if provided";
     assert_eq!(
         messages(&notices),
@@ -102,10 +86,7 @@ peer-transport-security:
     assert_eq!(config.client_tls.cert_file, Some("c".into()));
     assert!(config.client_tls.client_cert_auth);
     // listening elsewhere does not make advertising mandatory here
-    assert_eq!(
-        config.advertise_client_urls[0].to_string(),
-        "http://localhost:2379"
-    );
+    assert_eq!(config.advertise_client_urls[0].to_string(), "http://localhost:2379");
 
     let config = from_file(r#"{"name": "m1", "max-txn-ops": 5, "listen-metrics-urls": ""}"#)
         .unwrap()
@@ -143,10 +124,7 @@ fn bad_files_are_refused() {
             "heartbeat-interval: 5.5",
             "heartbeat-interval: expected an integer that is not negative, found a number",
         ),
-        (
-            "heartbeat-interval: -5",
-            "heartbeat-interval: expected an integer",
-        ),
+        ("heartbeat-interval: -5", "heartbeat-interval: expected an integer"),
         (
             "warning-apply-duration: 10m",
             "warning-apply-duration: expected an integer, in nanoseconds, found a string",
@@ -163,10 +141,7 @@ fn bad_files_are_refused() {
             "log-outputs: stderr",
             "log-outputs: expected a list of strings, found a string",
         ),
-        (
-            "pre-vote: 'true'",
-            "pre-vote: expected true or false, found a string",
-        ),
+        ("pre-vote: 'true'", "pre-vote: expected true or false, found a string"),
         (
             "peer-transport-security: foo",
             "invalid peer-transport-security: expected a mapping, found a string",
@@ -180,10 +155,7 @@ fn bad_files_are_refused() {
         let exit = from_file(text).unwrap_err();
         assert_eq!(exit.code, 1);
         let error = exit.error().unwrap();
-        assert!(
-            error.starts_with("read ") && error.contains(key),
-            "{text}: {error}"
-        );
+        assert!(error.starts_with("read ") && error.contains(key), "{text}: {error}");
     }
     for (text, line) in [
         (
@@ -214,21 +186,14 @@ fn bad_files_are_refused() {
         );
     }
     for (text, reason) in [
-        (
-            "initial-cluster-state: foo",
-            r#"unexpected clusterState "foo""#,
-        ),
+        ("initial-cluster-state: foo", r#"unexpected clusterState "foo""#),
         ("feature-gates: X=true", "unrecognized feature gate: X"),
         (
             "heartbeat-interval: 300",
             "--election-timeout[1000ms] should be at least as 5 times as --heartbeat-interval[300ms]",
         ),
     ] {
-        assert_refused(
-            &from_file(text).unwrap_err(),
-            "failed to verify flags",
-            reason,
-        );
+        assert_refused(&from_file(text).unwrap_err(), "failed to verify flags", reason);
     }
     assert_eq!(from_file("log-level: loud").unwrap_err().code, 2);
 }

@@ -16,9 +16,8 @@ fn what_is_not_yet_supported_is_refused_by_name() {
             Kind::DiscoveryFallback => "proxy".to_owned(),
             _ => "other".to_owned(),
         };
-        let message = |name: &str| {
-            format!("{name} is not yet supported by Quorate 0.1.0; leave it out or at its default")
-        };
+        let message =
+            |name: &str| format!("{name} is not yet supported by Quorate 0.1.0; leave it out or at its default");
         let arg = format!("--{}={other}", flag.name);
         assert_refused(
             &refused(&[&arg]),
@@ -40,11 +39,7 @@ fn what_is_not_yet_supported_is_refused_by_name() {
             };
             let path = crate::config::file::key_path(flag);
             let keys: Vec<_> = path.split('.').collect();
-            let text = format!(
-                "{}: {in_file}{}",
-                keys.join(": {"),
-                "}".repeat(keys.len() - 1)
-            );
+            let text = format!("{}: {in_file}{}", keys.join(": {"), "}".repeat(keys.len() - 1));
             let exit = from_file(&text).unwrap_err();
             assert_refused(&exit, "failed to verify flags", &message(&path));
         }
@@ -63,10 +58,7 @@ fn exit_error(args: &[&str]) -> String {
 fn validation_speaks_etcds_words() {
     let listen = "--listen-client-urls=http://127.0.0.1:2379";
     for (args, reason) in [
-        (
-            vec!["--logger=capnslog"],
-            "--logger=capnslog is removed in v3.5",
-        ),
+        (vec!["--logger=capnslog"], "--logger=capnslog is removed in v3.5"),
         (vec!["--logger=foo"], r#"unknown logger option "foo""#),
         (
             vec!["--log-outputs=default,stderr"],
@@ -122,10 +114,7 @@ fn validation_speaks_etcds_words() {
             "expected IP in URL for binding (http://foo:1)",
         ),
         (
-            vec![
-                "--heartbeat-interval=0",
-                "--initial-advertise-peer-urls=http://:1",
-            ],
+            vec!["--heartbeat-interval=0", "--initial-advertise-peer-urls=http://:1"],
             r#"--initial-advertise-peer-urls "http://:1" must be "host:port" (unexpected empty host (http://:1))"#,
         ),
         (
@@ -192,11 +181,7 @@ fn tls_listeners_need_their_files() {
         assert_eq!(exit.records.last().unwrap().level, Level::Fatal);
     }
     config(&[client, advertised, metrics, "--cert-file=c", "--key-file=k"]);
-    let Loaded { notices, .. } = load_with(
-        &["--cert-file=c", "--key-file=k", "--client-cert-auth"],
-        &[],
-    )
-    .unwrap();
+    let Loaded { notices, .. } = load_with(&["--cert-file=c", "--key-file=k", "--client-cert-auth"], &[]).unwrap();
     let ignored: Vec<_> = notices
         .iter()
         .filter(|notice| notice.get("client-url").is_some())

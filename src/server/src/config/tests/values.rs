@@ -44,10 +44,7 @@ fn defaults_are_etcds() {
     };
     assert_eq!(config, wanted);
     assert_eq!(notices[0].msg, "'data-dir' was empty; using default");
-    assert_eq!(
-        notices[0].get("data-dir"),
-        Some(&Json::from("default.etcd"))
-    );
+    assert_eq!(notices[0].get("data-dir"), Some(&Json::from("default.etcd")));
     assert!(messages(&notices)[1].starts_with("it isn't recommended to use default name"));
     assert_eq!(messages(&notices)[2], "Running: ");
 }
@@ -72,24 +69,14 @@ fn every_supported_flag_takes_effect() {
         ("--advertise-client-urls=http://h:5", |c| {
             c.advertise_client_urls[0].port == 5
         }),
-        ("--initial-cluster=anything", |c| {
-            c.initial_cluster == "anything"
-        }),
+        ("--initial-cluster=anything", |c| c.initial_cluster == "anything"),
         ("--initial-cluster-state=existing", |c| {
             c.initial_cluster_state == ClusterState::Existing
         }),
-        ("--initial-cluster-token=t", |c| {
-            c.initial_cluster_token == "t"
-        }),
-        ("--strict-reconfig-check=false", |c| {
-            !c.strict_reconfig_check
-        }),
-        ("--cert-file=c", |c| {
-            c.client_tls.cert_file == Some("c".into())
-        }),
-        ("--key-file=k", |c| {
-            c.client_tls.key_file == Some("k".into())
-        }),
+        ("--initial-cluster-token=t", |c| c.initial_cluster_token == "t"),
+        ("--strict-reconfig-check=false", |c| !c.strict_reconfig_check),
+        ("--cert-file=c", |c| c.client_tls.cert_file == Some("c".into())),
+        ("--key-file=k", |c| c.client_tls.key_file == Some("k".into())),
         ("--trusted-ca-file=a", |c| {
             c.client_tls.verifies_clients() && c.client_tls.is_empty()
         }),
@@ -100,53 +87,37 @@ fn every_supported_flag_takes_effect() {
         }),
         ("--max-request-bytes=2", |c| c.max_request == ByteSize(2)),
         ("--max-txn-ops=3", |c| c.max_txn_ops == 3),
-        ("--max-concurrent-streams=4", |c| {
-            c.max_concurrent_streams == 4
-        }),
+        ("--max-concurrent-streams=4", |c| c.max_concurrent_streams == 4),
         ("--grpc-keepalive-min-time=1s", |c| {
             c.grpc_keepalive_min_time == Duration::from_secs(1)
         }),
-        ("--grpc-keepalive-interval=0", |c| {
-            c.grpc_keepalive_interval.is_none()
-        }),
-        ("--grpc-keepalive-timeout=0s", |c| {
-            c.grpc_keepalive_timeout.is_none()
-        }),
+        ("--grpc-keepalive-interval=0", |c| c.grpc_keepalive_interval.is_none()),
+        ("--grpc-keepalive-timeout=0s", |c| c.grpc_keepalive_timeout.is_none()),
         ("--snapshot-count=0", |c| c.snapshot_count == 10_000),
         ("--snapshot-count=7", |c| c.snapshot_count == 7),
-        ("--snapshot-catchup-entries=8", |c| {
-            c.snapshot_catchup_entries == 8
-        }),
+        ("--snapshot-catchup-entries=8", |c| c.snapshot_catchup_entries == 8),
         ("--heartbeat-interval=50", |c| {
             c.heartbeat_interval == Duration::from_millis(50)
         }),
         ("--election-timeout=50000", |c| {
             c.election_timeout == Duration::from_secs(50)
         }),
-        ("--compaction-batch-limit=9", |c| {
-            c.compaction_batch_limit == 9
-        }),
-        ("--compaction-batch-limit=-9", |c| {
-            c.compaction_batch_limit == 1_000
-        }),
+        ("--compaction-batch-limit=9", |c| c.compaction_batch_limit == 9),
+        ("--compaction-batch-limit=-9", |c| c.compaction_batch_limit == 1_000),
         ("--compaction-sleep-interval=1ms", |c| {
             c.compaction_sleep_interval == Duration::from_millis(1)
         }),
         ("--watch-progress-notify-interval=1m", |c| {
             c.watch_progress_notify_interval == Duration::from_secs(60)
         }),
-        ("--warning-apply-duration=-1s", |c| {
-            c.warning_apply_duration.is_zero()
-        }),
+        ("--warning-apply-duration=-1s", |c| c.warning_apply_duration.is_zero()),
         ("--warning-unary-request-duration=1s", |c| {
             c.warning_unary_request_duration == Duration::from_secs(1)
         }),
         ("--warning-unary-request-duration=0", |c| {
             c.warning_unary_request_duration == Duration::from_millis(300)
         }),
-        ("--metrics=extensive", |c| {
-            c.metrics == MetricsLevel::Extensive
-        }),
+        ("--metrics=extensive", |c| c.metrics == MetricsLevel::Extensive),
         ("--metrics=zzz", |c| c.metrics == MetricsLevel::Basic),
         ("--log-level=WARN", |c| c.log.level == Level::Warn),
         ("--log-level=", |c| c.log.level == Level::Info),
@@ -207,19 +178,14 @@ fn the_start_record_shows_what_is_in_force() {
         ("heartbeat-interval", Json::from("100ms")),
         ("election-timeout", Json::from("1s")),
         ("quota-backend-bytes", Json::from(2_147_483_648u64)),
-        (
-            "listen-client-urls",
-            Json::from(vec!["http://localhost:2379"]),
-        ),
+        ("listen-client-urls", Json::from(vec!["http://localhost:2379"])),
         ("initial-cluster", Json::from("m1=http://localhost:2380")),
         ("pre-vote", Json::from(true)),
     ] {
         assert_eq!(record.get(key), Some(&value), "{key}");
     }
     assert_eq!(
-        config(&["--name=m1"])
-            .start_record(true)
-            .get("initial-cluster"),
+        config(&["--name=m1"]).start_record(true).get("initial-cluster"),
         Some(&Json::from(""))
     );
 }

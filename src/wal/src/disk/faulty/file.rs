@@ -123,9 +123,7 @@ impl Content {
 }
 
 pub(super) fn read(content: &[u8], buf: &mut [u8], offset: u64) -> io::Result<()> {
-    let from = usize::try_from(offset)
-        .ok()
-        .filter(|from| *from <= content.len());
+    let from = usize::try_from(offset).ok().filter(|from| *from <= content.len());
     match from.and_then(|from| content.get(from..from.checked_add(buf.len())?)) {
         Some(bytes) => {
             buf.copy_from_slice(bytes);
