@@ -8,6 +8,8 @@
 //! * [`txn`] — reading transactions, however deep;
 //! * [`version`] — what we tell clients we are.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod error;
 pub mod ids;
 pub mod key_range;

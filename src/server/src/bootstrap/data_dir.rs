@@ -273,7 +273,7 @@ fn lock(path: &Path) -> Result<File, Error> {
             Err(rustix::io::Errno::WOULDBLOCK) => {}
             Err(error) => return Err(io("lock")(error.into())),
         }
-        if waited.is_zero() || waited.as_millis() % LOCK_NOTICE.as_millis() == 0 {
+        if waited.is_zero() || waited.as_millis().is_multiple_of(LOCK_NOTICE.as_millis()) {
             warn!(path = %path.display(), "data directory is locked by another process; waiting for it to end");
         }
         std::thread::sleep(LOCK_POLL);
