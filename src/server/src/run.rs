@@ -110,6 +110,7 @@ fn serve(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Ended> {
 fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::Result<Ended> {
     telemetry.record(&config.start_record(DataDir::is_initialized(&config.data_dir)));
     let _in_runtime = runtime.enter();
+    warn_without_effect(config);
     let tls = load_tls(config)?;
     // Checked and bound first, so that a taken port or a bad certificate leaves no trace on disk.
     let clients = bind(&config.listen_client_urls)?;
@@ -127,6 +128,7 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
     let rpc_metrics = Arc::new(metrics::rpc::Rpc::new(
         &registry,
         config.metrics == MetricsLevel::Extensive,
+        config.warning_unary_request_duration,
     )?);
     let counts = Arc::new(Counts::new(&registry)?);
     let state = Arc::new(State::new(&registry)?);
@@ -211,6 +213,25 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
     member.node.stop(PROPOSALS_PATIENCE);
     member.hub.stop();
     Ok(ended)
+}
+
+/// Settings that this version takes, so that manifests need no edit, and has no use for: said, not passed over.
+fn warn_without_effect(config: &Config) {
+    let given = [
+        ("compaction-batch-limit", config.compaction_batch_limit != 1000),
+        (
+            "compaction-sleep-interval",
+            config.compaction_sleep_interval != Duration::from_millis(10),
+        ),
+        (
+            "warning-apply-duration",
+            config.warning_apply_duration != Duration::from_millis(100),
+        ),
+        ("strict-reconfig-check", !config.strict_reconfig_check),
+    ];
+    for (flag, _) in given.into_iter().filter(|(_, given)| *given) {
+        warn!(flag, "this setting has no effect yet");
+    }
 }
 
 enum Either<L, R> {

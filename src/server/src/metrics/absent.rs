@@ -16,7 +16,7 @@ pub fn register(registry: &Registry) -> Result<()> {
         ),
         (
             "etcd_server_slow_apply_total",
-            "Applies that took longer than --warning-apply-duration.",
+            "Applies that took too long; not measured yet.",
         ),
         ("etcd_debugging_store_expires_total", "v2 keys that expired."),
         ("etcd_debugging_store_watch_requests_total", "v2 watch requests."),

@@ -8,6 +8,7 @@ use quorate_runtime::metrics::{GrpcMetrics, MethodMetrics, Registry};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::warn;
 
 /// Versions of client libraries that get a label of their own. The header is the client's to choose, and each new
 /// label is memory for good.
@@ -16,6 +17,8 @@ const VERSIONS_MAX: usize = 32;
 /// Counts calls. Every handle is looked up once, at start.
 pub struct Rpc {
     methods: Vec<Arc<MethodMetrics>>,
+    /// `--warning-unary-request-duration`
+    slow: Duration,
     received: IntCounter,
     sent: IntCounter,
     requests: IntCounterVec,
@@ -24,7 +27,7 @@ pub struct Rpc {
 }
 
 impl Rpc {
-    pub fn new(registry: &Registry, extensive: bool) -> prometheus::Result<Self> {
+    pub fn new(registry: &Registry, extensive: bool, slow: Duration) -> prometheus::Result<Self> {
         let grpc = Arc::new(GrpcMetrics::new(extensive)?);
         let missing = |method: &Method| prometheus::Error::Msg(format!("no metrics for {}", method.path()));
         let methods = Method::ALL
@@ -39,6 +42,7 @@ impl Rpc {
         )?;
         Ok(Self {
             methods,
+            slow,
             received: registry.counter(
                 "etcd_network_client_grpc_received_bytes_total",
                 "Bytes of request messages from clients.",
@@ -106,6 +110,9 @@ impl RpcObserver for Rpc {
 
     fn handled(&self, method: Method, code: Code, took: Duration) {
         self.method(method).handled(i32::from(code.number()), took);
+        if took > self.slow && method.kind() == Kind::Unary {
+            warn!(method = method.path(), took = ?took, expected = ?self.slow, "request took too long");
+        }
     }
 }
 
@@ -117,7 +124,7 @@ mod tests {
     #[test]
     fn labels_come_from_a_closed_set() {
         let registry = Registry::new();
-        let rpc = Rpc::new(&registry, false).unwrap();
+        let rpc = Rpc::new(&registry, false, Duration::from_secs(1)).unwrap();
         for n in 0..1000 {
             rpc.count_request(false, &format!("3.{n}"));
         }

@@ -85,6 +85,13 @@ fn every_supported_flag_takes_effect() {
         ("--quota-backend-bytes=16777216", |c| {
             c.quota_backend == Some(ByteSize(16 << 20))
         }),
+        ("--cors=*", |c| c.cors.is_none()),
+        ("--cors=http://a.example:80,http://b.example:81", |c| {
+            c.cors.as_deref() == Some(&["http://a.example:80".to_owned(), "http://b.example:81".to_owned()])
+        }),
+        ("--host-whitelist=a.example", |c| {
+            c.host_whitelist.as_deref() == Some(&["a.example".to_owned()])
+        }),
         ("--max-request-bytes=2", |c| c.max_request == ByteSize(2)),
         ("--max-txn-ops=3", |c| c.max_txn_ops == 3),
         ("--max-concurrent-streams=4", |c| c.max_concurrent_streams == 4),
