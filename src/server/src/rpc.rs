@@ -84,6 +84,9 @@ pub struct Limits {
     pub partial_bytes_max: usize,
     /// How long a request message may take from its first byte to its last.
     pub message_deadline: Duration,
+    /// How long an answer that is produced while it is read may make no progress. It keeps a revision readable, so a
+    /// client that never reads must not hold it for ever.
+    pub stall_deadline: Duration,
     /// Decoded size of one header list.
     pub header_bytes_max: u32,
     /// Streams that the client reset before we looked at them; more in one go ends the connection.
@@ -109,6 +112,7 @@ impl Default for Limits {
             unwritten_bytes_max: 512 * 1024,
             partial_bytes_max: 256 * 1024 * 1024,
             message_deadline: Duration::from_secs(60),
+            stall_deadline: Duration::from_secs(300),
             header_bytes_max: 64 * 1024,
             pending_resets_max: 200,
             keepalive_interval: Some(Duration::from_secs(2 * 3600)),

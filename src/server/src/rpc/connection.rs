@@ -7,6 +7,8 @@
 //! Invariants: all unary calls of the connection are dropped with it. While more than [`Limits::unwritten_bytes_max`] of
 //! replies wait for the client, no further calls are started; they stay in HTTP/2's queue, under its flow control.
 
+use std::time::Duration;
+
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -76,6 +78,7 @@ impl<A: Api> Rpc<A> {
             unwritten: Arc::new(Semaphore::new(self.limits.unwritten_bytes_max)),
             unwritten_max: self.limits.unwritten_bytes_max,
             bodies: Semaphore::new(BODIES_MAX),
+            stall_deadline: self.limits.stall_deadline,
             blocked_bytes: AtomicUsize::new(0),
             sent: AtomicBool::new(false),
         })
@@ -108,6 +111,7 @@ pub(crate) struct Conn {
     unwritten_max: usize,
     /// Bodies of which a piece is in memory and not yet handed to HTTP/2.
     pub(crate) bodies: Semaphore,
+    pub(crate) stall_deadline: Duration,
     /// Replies that wait for the client.
     pub(crate) blocked_bytes: AtomicUsize,
     /// Something of a call was sent since the last turn.

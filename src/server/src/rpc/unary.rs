@@ -288,30 +288,42 @@ async fn send_body(
 ) -> Result<(), SendError> {
     let total = body.len();
     let mut left = total;
-    let mut first = true;
     loop {
-        // Ask for a piece only once the client can take some of it.
-        std::future::poll_fn(|cx| poll_room(stream, cx, 1)).await?;
-        let _producing = conn.bodies.acquire().await.map_err(|_| Gone)?;
-        let piece = match body.next().await {
-            Some(Ok(piece)) => piece,
-            Some(Err(status)) => return Err(SendError::Body(status.code)),
-            None if left == 0 && !first => return Ok(()),
-            None if left == 0 => bytes::Bytes::new(),
-            None => return Err(SendError::Body(Code::Internal)),
+        let piece = send_piece(conn, stream, &mut *body, total, left);
+        left = match tokio::time::timeout(conn.stall_deadline, piece).await {
+            Ok(left) => left?,
+            Err(_) => return Err(SendError::Body(Code::DeadlineExceeded)),
         };
-        left = match left.checked_sub(piece.len()) {
-            Some(left) => left,
-            None => return Err(SendError::Body(Code::Internal)),
-        };
-        let payload = if std::mem::take(&mut first) {
-            Payload::first_piece(total, piece).map_err(|_| SendError::Body(Code::Internal))?
-        } else {
-            Payload::bytes(piece)
-        };
-        send_pieces(conn, stream, payload).await?;
         if left == 0 {
             return Ok(());
         }
     }
+}
+
+/// Sends the next piece of a body of which `left` of `total` bytes are missing; returns what is missing then.
+async fn send_piece(
+    conn: &Conn,
+    stream: &mut SendStream<Payload>,
+    body: &mut dyn ReplyBody,
+    total: usize,
+    left: usize,
+) -> Result<usize, SendError> {
+    // Ask for a piece only once the client can take some of it.
+    std::future::poll_fn(|cx| poll_room(stream, cx, 1)).await?;
+    let _producing = conn.bodies.acquire().await.map_err(|_| Gone)?;
+    let piece = match body.next().await {
+        // An empty one would be taken for the first again.
+        Some(Ok(piece)) if !piece.is_empty() => piece,
+        Some(Err(status)) => return Err(SendError::Body(status.code)),
+        None if left == 0 => bytes::Bytes::new(),
+        Some(Ok(_)) | None => return Err(SendError::Body(Code::Internal)),
+    };
+    let after = left.checked_sub(piece.len()).ok_or(SendError::Body(Code::Internal))?;
+    let payload = if left == total {
+        Payload::first_piece(total, piece).map_err(|_| SendError::Body(Code::Internal))?
+    } else {
+        Payload::bytes(piece)
+    };
+    send_pieces(conn, stream, payload).await?;
+    Ok(after)
 }

@@ -53,6 +53,22 @@ async fn unread_answers_are_bounded() {
     assert_eq!(answer.message().len(), 1_000_000);
 }
 
+/// An answer pins what it reads, so one that nobody takes ends.
+#[tokio::test]
+async fn an_answer_that_is_never_read_ends() {
+    let mut setup = Setup::default();
+    setup.rpc.stall_deadline = std::time::Duration::from_millis(200);
+    let edge = setup.start();
+    let client = h2(edge.addr).await;
+    let _answers = unread(&client, 20, b"b1000000").await;
+    let ended = async {
+        while edge.seen.handled(quorate_api::Code::DeadlineExceeded) < 20 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    soon(ended).await;
+}
+
 /// E2: whole messages wait in memory, so calls are not started while too much waits.
 #[tokio::test]
 async fn unread_messages_hold_back_further_calls() {
