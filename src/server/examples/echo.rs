@@ -223,7 +223,10 @@ async fn tls(io: tokio::net::TcpStream, cert: &str) -> impl AsyncRead + AsyncWri
     roots
         .add(CertificateDer::from_pem_file(cert).expect("a certificate"))
         .expect("a root");
-    let mut config = rustls::ClientConfig::builder()
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("protocol versions")
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];

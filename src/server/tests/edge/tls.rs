@@ -13,7 +13,7 @@ use quorate_server::listen::{Server, Service, bind};
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::certificates::{Authority, Leaf, connect};
+use crate::certificates::{Authority, Leaf, client_builder, connect};
 use crate::kit::*;
 
 fn https(options: ServerTlsOptions) -> Edge {
@@ -95,7 +95,7 @@ async fn handshake_matrix() {
         for certificate in quorate_runtime::tls::files::certificates(&ca.path("ca.pem")).unwrap() {
             roots.add(certificate).unwrap();
         }
-        let mut config = ClientConfig::builder_with_protocol_versions(versions)
+        let mut config = client_builder(versions)
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
