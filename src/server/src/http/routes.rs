@@ -19,7 +19,7 @@ use quorate_api::version::ETCD_VERSION;
 
 use super::access::{Cors, CorsVerdict, HostWhitelist, allow_headers, misdirected_text};
 use super::node::{NodeState, Probe};
-use super::{checks, health};
+use super::{checks, health, peer};
 
 /// Produces the page of `/metrics`: its content type and its bytes.
 pub type MetricsPage = Arc<dyn Fn() -> (String, Bytes) + Send + Sync>;
@@ -64,6 +64,18 @@ impl HttpService {
             router,
             access: Some(Arc::new(Access { cors, hosts })),
             body_bytes_max,
+        }
+    }
+
+    /// A peer port. What is not listed there is not found, probes and metrics included.
+    pub fn peer(ops: Ops) -> Self {
+        let router = Router::new()
+            .route("/members", any(peer::members))
+            .route("/version", any(version));
+        Self {
+            router: router.with_state(Arc::new(ops)).fallback(not_found),
+            access: None,
+            body_bytes_max: 64 * 1024,
         }
     }
 
@@ -196,7 +208,7 @@ pub(crate) fn nosniff(mut response: Response) -> Response {
     response
 }
 
-fn typed(status: StatusCode, content_type: &'static str, body: String) -> Response {
+pub(crate) fn typed(status: StatusCode, content_type: &'static str, body: String) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response
