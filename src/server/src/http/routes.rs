@@ -10,7 +10,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use http::header::{ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Method, StatusCode, Uri};
 use http_body_util::Limited;
 use hyper::service::Service as _;
@@ -19,7 +19,7 @@ use quorate_api::version::ETCD_VERSION;
 
 use super::access::{Cors, CorsVerdict, HostWhitelist, allow_headers, misdirected_text};
 use super::node::{NodeState, Probe};
-use super::{checks, health, peer};
+use super::{checks, gzip, health, peer};
 
 /// Produces the page of `/metrics`: its content type and its bytes.
 pub type MetricsPage = Arc<dyn Fn() -> (String, Bytes) + Send + Sync>;
@@ -144,9 +144,20 @@ fn probes() -> Router<Arc<Ops>> {
     router
 }
 
-async fn metrics(State(ops): State<Arc<Ops>>) -> Response {
+async fn metrics(State(ops): State<Arc<Ops>>, request: Request) -> Response {
     let (content_type, page) = (ops.metrics)();
-    let mut response = Response::new(Body::from(page));
+    let zipped = gzip::accepted(request.headers())
+        .then(|| gzip::compress(&page))
+        .and_then(Result::ok);
+    let mut response = match zipped {
+        Some(zipped) => {
+            let mut response = Response::new(Body::from(zipped));
+            let encoding = HeaderValue::from_static("gzip");
+            response.headers_mut().insert(CONTENT_ENCODING, encoding);
+            response
+        }
+        None => Response::new(Body::from(page)),
+    };
     if let Ok(value) = HeaderValue::from_str(&content_type) {
         response.headers_mut().insert(CONTENT_TYPE, value);
     }
