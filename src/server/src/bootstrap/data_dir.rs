@@ -171,15 +171,17 @@ impl DataDir {
         // The process that held the lock may have made the rest.
         places.check()?;
         let holds_data = places.holds_data()?;
-        let of_member =
-            |name: &str| name == "wal" || name.starts_with("identity.json") || name.starts_with("store.redb");
-        private::make_dir(&places.member, holds_data, of_member)?;
+        let of_member = |name: &str| name.starts_with("identity.json") || name.starts_with("store.redb");
+        private::make_dir(&places.member, holds_data, |name| name == "wal" || of_member(name))?;
         private::make_dir(&places.wal, false, |name| is_log_file(name) || name == lock::WAL)?;
         let wal_lock = lock::take(&places.wal.join(lock::WAL), "wal directory")?;
-        private::tighten_file(&places.identity)?;
-        private::tighten_file(&places.store)?;
-        for name in entries(&places.wal)?.iter().filter(|name| is_log_file(name)) {
-            private::tighten_file(&places.wal.join(name))?;
+        for (dir, ours) in [
+            (&places.member, &of_member as &dyn Fn(&str) -> bool),
+            (&places.wal, &is_log_file),
+        ] {
+            for name in entries(dir)?.iter().filter(|name| ours(name)) {
+                private::tighten_file(&dir.join(name))?;
+            }
         }
         Ok(Self {
             places,
