@@ -1,12 +1,16 @@
 //! Start and stop, in order.
 //!
 //! ```text
-//! settings ─► logging ─► who founds what ─► data directory ─► ports (silent) ─► log, store, consensus ─► hub ─► serve
-//!                                                                                                      │
-//! exit ◄─ log and store closed ◄─ what was accepted is answered ◄─ ports closed ◄──── SIGTERM, SIGINT ─┘
+//! settings ─► logging ─► TCP ports (silent) ─► who founds what ─► data directory, locked ─► unix sockets (silent)
+//!                                                                                                   │
+//!   ┌────────────────────────────────── serve ◄─ hub ◄─ log, store, consensus ◄──────────────────────┘
+//!   └─ SIGTERM, SIGINT ─► ports closed ─► what was accepted is answered ─► log and store closed ─► exit
 //! ```
 //!
 //! Nothing is written before all settings are known to be good.
+//!
+//! * [`ports`] — bound and served;
+//! * [`notify`] — systemd.
 
 mod notify;
 mod ports;
@@ -129,12 +133,18 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
         config.warning_unary_request_duration,
     )?);
     let counts = Arc::new(Counts::new(&registry)?);
+    let applied = Arc::new(metrics::applied::Applied::new(
+        &registry,
+        config.warning_apply_duration,
+        counts.ranges.clone(),
+        counts.txns.clone(),
+    )?);
+    registry.add_source(Arc::new(metrics::log::Log(telemetry.clone())));
     let state = Arc::new(State::new(&registry)?);
     metrics::absent::register(&registry)?;
-    let quota_bytes = config.quota_backend.map_or(0, |quota| quota.0);
     registry.add_source(Arc::new(metrics::live::Live {
         state: state.clone(),
-        quota_bytes,
+        quota_bytes: config.quota_backend.map(|quota| quota.0),
     }));
 
     let (key, gate) = Gate::closed();
@@ -162,7 +172,7 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
             .context("start the member")??;
         ports.serve(ports::bind_unix(config)?);
         let (config, disk) = (config.clone(), disk_metrics);
-        tokio::task::spawn_blocking(move || start_member(&config, prepared, disk, counts, on_fatal))
+        tokio::task::spawn_blocking(move || start_member(&config, prepared, disk, counts, applied, on_fatal))
             .await
             .context("start the member")?
     };
@@ -225,6 +235,7 @@ fn start_member(
     prepared: Prepared,
     disk: Arc<metrics::disk::Disk>,
     counts: Arc<Counts>,
+    applied: Arc<metrics::applied::Applied>,
     on_fatal: Arc<dyn Fn(String) + Send + Sync>,
 ) -> anyhow::Result<(Arc<Member>, DataDir)> {
     let Prepared {
@@ -255,6 +266,7 @@ fn start_member(
         election: config.election_timeout,
         snapshot_count: config.snapshot_count,
         catchup_entries: config.snapshot_catchup_entries,
+        observer: applied,
         on_fatal,
     };
     let node = Node::start(options, wal, store.clone(), applier)?;
