@@ -240,6 +240,23 @@ async fn a_metrics_port_has_probes_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn metrics_are_compressed_for_those_who_ask() {
+    let edge = start();
+    let plain = http1(edge.addr, "GET", "/metrics", "").await;
+    assert!(!split(&plain).0.contains("Content-Encoding"), "{plain}");
+    let bytes = b"GET /metrics HTTP/1.1\r\nHost: edge\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n";
+    let answer = raw(edge.addr, bytes, std::time::Duration::from_secs(10)).await;
+    let head = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    let (head, body) = answer.split_at(head);
+    let head = String::from_utf8_lossy(head);
+    assert!(
+        head.starts_with("HTTP/1.1 200") && head.contains("Content-Encoding: gzip"),
+        "{head}"
+    );
+    assert_eq!(body[..2], [0x1f, 0x8b], "the mark of gzip");
+}
+
+#[tokio::test]
 async fn a_peer_port_answers_members_and_nothing_else() {
     let node = std::sync::Arc::new(Node::default());
     let binding = bind(&["http://127.0.0.1:0".parse().unwrap()], Default::default())
