@@ -72,7 +72,10 @@ pub fn main() -> ExitCode {
         Err(error) => return Exit::refused(error).emit(),
     };
     notices.iter().for_each(|notice| telemetry.record(notice));
-    let ended = serve(&config, &telemetry);
+    // Until the process is gone: whoever waits for the locks opens the files at once, and the last thread to have them
+    // open may be the last to end.
+    let mut locked = None;
+    let ended = serve(&config, &telemetry, &mut locked);
     match &ended {
         Ok(Ended::Signal(signal)) => info!(signal, "stopped"),
         Ok(Ended::Fatal(reason)) => fatal(&telemetry, "the node can't go on", reason),
@@ -103,19 +106,24 @@ enum Ended {
     Fatal(String),
 }
 
-fn serve(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Ended> {
+fn serve(config: &Config, telemetry: &Telemetry, locked: &mut Option<DataDir>) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("serve")
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let ended = start(config, telemetry, &runtime);
+    let ended = start(config, telemetry, &runtime, locked);
     // Blocking reads that are still running hold nothing that has to be closed.
     runtime.shutdown_timeout(Duration::from_millis(100));
     ended
 }
 
-fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::Result<Ended> {
+fn start(
+    config: &Config,
+    telemetry: &Telemetry,
+    runtime: &Runtime,
+    locked: &mut Option<DataDir>,
+) -> anyhow::Result<Ended> {
     telemetry.record(&config.start_record(DataDir::is_initialized(&config.data_dir)));
     let _in_runtime = runtime.enter();
     check_descriptors(descriptor_limit())?;
@@ -180,7 +188,7 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
         |signal: i32| Ok(Ended::Signal(signal)),
         |reason| Ok(Ended::Fatal(reason)),
     );
-    let (member, _data_dir) = match runtime.block_on(async {
+    let (member, data_dir) = match runtime.block_on(async {
         tokio::select! {
             started = starting => Either::Left(started),
             _ = terminate.recv() => Either::Right(libc_signal::TERM),
@@ -191,6 +199,7 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
         // Before it serves there is nothing to hand over or to answer; the log takes care of the rest.
         Either::Right(number) => return signal(number),
     };
+    *locked = Some(data_dir);
     state.ready(member.clone());
     key.open();
     notify::ready();

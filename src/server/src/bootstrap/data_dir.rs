@@ -126,6 +126,22 @@ impl Places {
     fn holds_data(&self) -> Result<bool, Error> {
         Ok(self.identity.exists() || self.store.exists() || self.has_log()?)
     }
+
+    /// `None` when there is no data. A member whose log was made and is not where it should be is refused: without it,
+    /// it would forget what it acknowledged.
+    fn identity(&self) -> Result<Option<Identity>, Error> {
+        match identity::read(&self.identity)? {
+            Some(identity) if identity.log_made && !self.has_log()? => Err(Error::LogMissing {
+                member: identity.member,
+                path: self.wal.clone(),
+            }),
+            Some(identity) => Ok(Some(identity)),
+            None if self.holds_data()? => Err(Error::IdentityLost {
+                path: self.identity.clone(),
+            }),
+            None => Ok(None),
+        }
+    }
 }
 
 fn is_log_file(name: &str) -> bool {
@@ -157,7 +173,7 @@ impl DataDir {
     pub fn is_new(root: &Path, wal_dir: Option<&Path>) -> Result<bool, Error> {
         let places = Places::new(root, wal_dir);
         places.check()?;
-        Ok(!places.holds_data()?)
+        Ok(places.identity()?.is_none())
     }
 
     /// Makes what is missing and takes the locks, waiting for another process to end if need be. What is there already
@@ -170,6 +186,7 @@ impl DataDir {
         let lock = lock::take(&root.join("lock"), "data directory")?;
         // The process that held the lock may have made the rest.
         places.check()?;
+        places.identity()?;
         let holds_data = places.holds_data()?;
         let of_member = |name: &str| name.starts_with("identity.json") || name.starts_with("store.redb");
         private::make_dir(&places.member, holds_data, |name| name == "wal" || of_member(name))?;
@@ -202,20 +219,9 @@ impl DataDir {
         self.places.store.clone()
     }
 
-    /// The identity that was written when the member was first started; `None` for a new member. A member whose log was
-    /// made and is not where it should be is refused: without it, it would forget what it acknowledged.
+    /// The identity that was written when the member was first started; `None` for a new member.
     pub fn identity(&self) -> Result<Option<Identity>, Error> {
-        match identity::read(&self.places.identity)? {
-            Some(identity) if identity.log_made && !self.places.has_log()? => Err(Error::LogMissing {
-                member: identity.member,
-                path: self.places.wal.clone(),
-            }),
-            Some(identity) => Ok(Some(identity)),
-            None if self.places.holds_data()? => Err(Error::IdentityLost {
-                path: self.places.identity.clone(),
-            }),
-            None => Ok(None),
-        }
+        self.places.identity()
     }
 
     /// Writes who this member is, durably: before it has any data, and once more when its log is there.

@@ -141,8 +141,10 @@ fn a_log_that_is_elsewhere_is_not_founded_again() {
     assert_eq!(dir.identity().unwrap(), Some(identity));
     drop(dir);
 
-    let forgotten = DataDir::open(&root, None).unwrap();
-    let text = forgotten.identity().unwrap_err().to_string();
+    let before = picture(temp.path());
+    let text = DataDir::is_new(&root, None).unwrap_err().to_string();
+    assert_eq!(DataDir::open(&root, None).unwrap_err().to_string(), text);
+    assert_eq!(picture(temp.path()), before);
     let place = root.join("member/wal");
     let wanted = format!(
         "the log of member 8e9 is not in {}: was --wal-dir given before?",
@@ -206,7 +208,7 @@ fn looking_changes_nothing() {
     assert!(DataDir::is_new(&root, None).unwrap(), "locks alone are no member");
     let before = picture(temp.path());
     fs::write(root.join("member/store.redb"), b"").unwrap();
-    assert!(!DataDir::is_new(&root, None).unwrap());
+    assert!(matches!(DataDir::is_new(&root, None), Err(Error::IdentityLost { .. })));
     fs::remove_file(root.join("member/store.redb")).unwrap();
     assert_eq!(picture(temp.path()), before);
 }
