@@ -1,5 +1,7 @@
 //! The command line. For now it says what it is; its commands come with the client library.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
