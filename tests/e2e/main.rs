@@ -1,7 +1,9 @@
 //! The real binary over real sockets, driven by unmodified clients and by hostile ones.
 //!
 //! - [`ctl`]: Debian's etcdctl; [`crate_client`]: the `etcd-client` crate; [`http`]: the HTTP endpoints;
+//! - [`metrics`]: what the page of `/metrics` counts;
 //! - [`life`]: start, identity, signals, files, flags; [`crash`]: kill -9 under load;
+//! - [`handover`]: one process takes over from another;
 //! - [`watch`]: what watchers are owed when compaction, starvation and the future get in the way;
 //! - [`hostile`], [`connections`]: requests and connections that no client would make; [`load`]: memory and latency under too much;
 //! - [`faults`]: a full disk, a log that nobody reads.
@@ -14,9 +16,11 @@ mod crash;
 mod crate_client;
 mod ctl;
 mod faults;
+mod handover;
 mod hostile;
 mod http;
 mod life;
 mod load;
+mod metrics;
 mod support;
 mod watch;

@@ -14,6 +14,7 @@
 //! * [`proposer`] — commands in, batches out; what arrives while one is being written joins the next;
 //! * [`barrier`] — the point in the log behind which a linearizable read may run;
 //! * [`lessor`] — the leader's clock over leases;
+//! * [`observer`] — what is applied, as it is counted;
 //! * [`network`] — the peers;
 //! * [`node`] — starts all of it, in order, and ends it.
 
@@ -25,10 +26,12 @@ pub mod lessor;
 pub mod log_store;
 pub mod network;
 pub mod node;
+pub mod observer;
 pub mod proposer;
 pub mod state_machine;
 mod tracker;
 pub mod types;
 
 pub use node::{Node, Options, RaftStatus, StartError};
+pub use observer::{Observer, Op};
 pub use proposer::ProposeError;

@@ -6,6 +6,7 @@ use crate::barrier::Barrier;
 use crate::lessor::{Known, Lessor, Monotonic};
 use crate::log_store::LogStore;
 use crate::network::NoPeers;
+use crate::observer::Observer;
 use crate::proposer::{ProposeError, Proposer};
 use crate::state_machine::{Listeners, StateMachine};
 use crate::tracker::Tracker;
@@ -53,6 +54,7 @@ pub struct Options {
     pub snapshot_count: u64,
     /// Entries kept behind a purge for followers that lag.
     pub catchup_entries: u64,
+    pub observer: Arc<dyn Observer>,
     /// Called once when consensus has ended for good. The process should end: it can acknowledge nothing more.
     pub on_fatal: Arc<dyn Fn(String) + Send + Sync>,
 }
@@ -134,6 +136,7 @@ impl Node {
             proposer: proposer.clone(),
             lessor: lessor.clone(),
             barrier: barrier.clone(),
+            observer: options.observer.clone(),
             applied: applied_tx,
         };
         let machine = StateMachine::new(applier, store.clone(), listeners);

@@ -6,6 +6,7 @@
 use crate::barrier::Barrier;
 use crate::batch;
 use crate::lessor::{Lessor, Monotonic};
+use crate::observer::{Observer, Op};
 use crate::proposer::Proposer;
 use crate::types::{LogId, StoredMembership, TypeConfig, log_id, position};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -18,6 +19,7 @@ use quorate_store::command::{Command, Outcome, Reply};
 use quorate_store::{Applied, Applier, Error, Image, Received, Store, backend};
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// What a snapshot is made of, at either end of a transfer.
@@ -35,6 +37,7 @@ pub struct Listeners {
     pub proposer: Arc<Proposer>,
     pub lessor: Arc<Lessor>,
     pub barrier: Arc<Barrier>,
+    pub observer: Arc<dyn Observer>,
     /// Position of the last entry that was applied.
     pub applied: watch::Sender<u64>,
 }
@@ -47,6 +50,7 @@ impl Listeners {
             proposer: Arc::new(Proposer::new(Arc::default())),
             lessor: Arc::new(Lessor::new(Box::new(Monotonic::default()))),
             barrier: Arc::default(),
+            observer: Arc::new(()),
             applied,
         };
         (listeners, heard)
@@ -73,10 +77,13 @@ impl StateMachine {
     fn apply_batch(&mut self, at: Applied, batch: &batch::Batch) -> io::Result<()> {
         let commands = batch.commands().map_err(|error| invalid(at, &error))?;
         let leases = commands.iter().map(LeaseChange::of).collect::<Vec<_>>();
+        let ops = commands.iter().map(Op::of).collect::<Vec<_>>();
         self.outcomes.clear();
+        let begun = Instant::now();
         self.applier
             .apply(at, commands, &mut self.outcomes)
             .map_err(io::Error::other)?;
+        self.listeners.observer.applied(&ops, &self.outcomes, begun.elapsed());
         for (change, outcome) in leases.into_iter().zip(&self.outcomes) {
             change.tell(&self.listeners.lessor, outcome);
         }

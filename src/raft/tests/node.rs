@@ -23,6 +23,7 @@ fn start(dir: &Path, snapshot_count: u64) -> Arc<Node> {
         election: ELECTION,
         snapshot_count,
         catchup_entries: 5,
+        observer: Arc::new(()),
         on_fatal: Arc::new(|reason| panic!("{reason}")),
     };
     Node::start(options, wal, store, applier).unwrap()

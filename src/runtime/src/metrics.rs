@@ -21,5 +21,8 @@ pub use go_float::GoFloat;
 pub use grpc::{GRPC_CODES, GrpcMetrics, MethodMetrics};
 pub use registry::{Registry, Source};
 
+/// etcd reports the Go release it was built with, and tools look for it. We say which one we stand in for.
+pub const GO_VERSION: &str = "go1.26";
+
 /// Goes with every page [`Registry::scrape`] returns.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";

@@ -216,9 +216,13 @@ impl Telemetry {
 
     /// Writes a record that did not come through `tracing`: it is not sampled, and may be `fatal`.
     pub fn record(&self, record: &Record) {
-        if record.level < self.shared.level {
-            return;
+        if record.level >= self.shared.level {
+            self.record_always(record);
         }
+    }
+
+    /// The same whatever the level: a process that ends says why.
+    pub fn record_always(&self, record: &Record) {
         let mut line = Vec::with_capacity(256);
         record.encode(self.shared.format, &mut line);
         self.push(&line);

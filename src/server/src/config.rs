@@ -36,6 +36,7 @@ use quorate_runtime::telemetry::{self, Level, Record};
 pub use exit::Exit;
 pub use url::{Scheme, Url};
 pub use usage::{ETCD_VERSION, GIT_SHA, GO_VERSION, QUORATE_VERSION, go_arch, go_os};
+pub use value::{GATES, Gate};
 
 use settings::Settings;
 
@@ -66,8 +67,6 @@ pub struct Config {
     pub initial_cluster_state: ClusterState,
     /// `--initial-cluster-token`
     pub initial_cluster_token: String,
-    /// `--strict-reconfig-check`
-    pub strict_reconfig_check: bool,
 
     /// `--cert-file`, `--key-file`, `--trusted-ca-file`, `--client-cert-auth`
     pub client_tls: TlsFiles,
@@ -101,10 +100,6 @@ pub struct Config {
     /// `--election-timeout`
     pub election_timeout: Duration,
 
-    /// `--compaction-batch-limit`: revisions in a slice
-    pub compaction_batch_limit: usize,
-    /// `--compaction-sleep-interval`
-    pub compaction_sleep_interval: Duration,
     /// `--watch-progress-notify-interval`
     pub watch_progress_notify_interval: Duration,
     /// `--warning-apply-duration`
@@ -154,11 +149,6 @@ impl TlsFiles {
     /// There is nothing to serve TLS with.
     pub fn is_empty(&self) -> bool {
         self.cert_file.is_none() && self.key_file.is_none()
-    }
-
-    /// Client certificates are required and verified; without a CA file, against the system's roots.
-    pub fn verifies_clients(&self) -> bool {
-        self.client_cert_auth || self.trusted_ca_file.is_some()
     }
 }
 
@@ -211,17 +201,15 @@ pub fn load(
     }
 }
 
-fn config_file(settings: &Settings, env: &[(String, String)]) -> Option<PathBuf> {
-    let flag = Some(settings.text("config-file"));
+fn config_file(settings: &Settings, env: &[(String, OsString)]) -> Option<PathBuf> {
+    let flag = PathBuf::from(settings.text("config-file"));
     let variable = env
         .iter()
         .find(|(name, _)| name == "ETCD_CONFIG_FILE")
-        .map(|(_, value)| value.clone());
+        .map(|(_, value)| PathBuf::from(value));
     // here, and only here, flag and variable may both be given
-    flag.into_iter()
-        .chain(variable)
-        .find(|path| !path.is_empty())
-        .map(PathBuf::from)
+    let mut given = std::iter::once(flag).chain(variable);
+    given.find(|path| !path.as_os_str().is_empty())
 }
 
 fn running(words: &[String]) -> Record {

@@ -124,6 +124,7 @@ impl Traffic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Audience {
     Client,
+    Peer,
     Metrics,
 }
 
@@ -166,6 +167,17 @@ impl Service<NoApi> {
             http: Some(http),
             tls,
             gate,
+        }
+    }
+
+    /// A peer port: answers from the start.
+    pub fn peer(http: HttpService, tls: Option<Arc<ServerTls>>) -> Self {
+        Self {
+            audience: Audience::Peer,
+            rpc: None,
+            http: Some(http),
+            tls,
+            gate: Gate::open(),
         }
     }
 
@@ -256,6 +268,7 @@ async fn announce<A: Api>(listener: Arc<accept::Listener<A>>, address: String) {
     let traffic = listener.service.traffic().name();
     match listener.service.audience {
         Audience::Metrics => info!(%address, "serving metrics"),
+        Audience::Peer => info!(%address, "serving peer traffic"),
         Audience::Client => {
             info!("ready to serve client requests");
             if listener.plaintext {

@@ -7,13 +7,13 @@ use quorate_api::proto::etcdserverpb::{AlarmType, ResponseHeader};
 use quorate_api::proto::quorate::AlarmSet;
 use quorate_api::{ClusterId, Error, MemberId, Revision, Status};
 use quorate_raft::barrier::BarrierError;
-use quorate_raft::{Node, ProposeError};
+use quorate_raft::{Node, Op, ProposeError};
 use quorate_store::Store;
 use quorate_store::command::{Command, Outcome};
 use quorate_store::watch::Hub;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tracing::warn;
 
@@ -99,7 +99,10 @@ impl Member {
 
     /// Sends a command through the log and waits until this member has applied it.
     pub async fn propose(&self, command: &Command) -> Result<Outcome, Status> {
+        let begun = Instant::now();
         let answer = tokio::time::timeout(self.limits.request_timeout, self.node.propose(command)).await;
+        let success = matches!(&answer, Ok(Ok(outcome)) if outcome.result.is_ok());
+        self.counts.proposed(Op::of(command), success, begun.elapsed());
         let error = match answer {
             Ok(Ok(outcome)) => return Ok(outcome),
             Err(_) if self.node.leader().is_none() => Error::DeadlineExceeded,
@@ -118,7 +121,10 @@ impl Member {
             Ok(Ok(())) => Ok(()),
             Ok(Err(BarrierError::LeaderChanged)) => Err(Error::LeaderChanged.into()),
             Ok(Err(BarrierError::Stopped)) => Err(Error::Stopped.into()),
-            Err(_) => Err(Error::Timeout.into()),
+            Err(_) => {
+                self.counts.slow_reads.inc();
+                Err(Error::Timeout.into())
+            }
         }
     }
 

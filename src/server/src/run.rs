@@ -1,28 +1,36 @@
 //! Start and stop, in order.
 //!
 //! ```text
-//! settings ─► logging ─► who founds what ─► data directory ─► ports (silent) ─► log, store, consensus ─► hub ─► serve
-//!                                                                                                      │
-//! exit ◄─ log and store closed ◄─ what was accepted is answered ◄─ ports closed ◄──── SIGTERM, SIGINT ─┘
+//! settings ─► logging ─► TCP ports (silent) ─► who founds what ─► data directory, locked ─► unix sockets (silent)
+//!                                                                                                   │
+//!   ┌────────────────────────────────── serve ◄─ hub ◄─ log, store, consensus ◄──────────────────────┘
+//!   └─ SIGTERM, SIGINT ─► ports closed ─► what was accepted is answered ─► log and store closed ─► exit
 //! ```
 //!
 //! Nothing is written before all settings are known to be good.
+//!
+//! * [`ports`] — bound and served;
+//! * [`notify`] — systemd.
+
+mod notify;
+mod ports;
 
 use crate::api::v3::Services;
 use crate::bootstrap::data_dir::{DataDir, Identity};
 use crate::bootstrap::initial_cluster::{self, InitialCluster};
+use crate::bootstrap::{self, Prepared};
 use crate::budget::Budget;
 use crate::config::{self, Config, Exit, Loaded, MetricsLevel, Url};
-use crate::http::{Cors, HostWhitelist, HttpService, NodeState, Ops};
-use crate::listen::{self, Binding, Gate, ListenLimits, ListenUrl, Server, Service, SocketOptions};
+use crate::http::{NodeState, Ops};
+use crate::listen::{Gate, ListenLimits, Server};
 use crate::member::{Limits, Member};
 use crate::metrics::{self, counts::Counts};
 use crate::rpc::{self, Rpc};
 use crate::state::State;
 use anyhow::{Context, anyhow};
+use ports::Ports;
 use quorate_api::proto::etcdserverpb as pb;
 use quorate_api::proto::quorate::{ClusterInit, MemberPublish};
-use quorate_api::{ClusterId, MemberId};
 use quorate_raft::Node;
 use quorate_runtime::metrics::Registry;
 use quorate_runtime::telemetry::{FLUSH_PATIENCE, Level, Record, Telemetry};
@@ -64,7 +72,10 @@ pub fn main() -> ExitCode {
         Err(error) => return Exit::refused(error).emit(),
     };
     notices.iter().for_each(|notice| telemetry.record(notice));
-    let ended = serve(&config, &telemetry);
+    // Until the process is gone: whoever waits for the locks opens the files at once, and the last thread to have them
+    // open may be the last to end.
+    let mut locked = None;
+    let ended = serve(&config, &telemetry, &mut locked);
     match &ended {
         Ok(Ended::Signal(signal)) => info!(signal, "stopped"),
         Ok(Ended::Fatal(reason)) => fatal(&telemetry, "the node can't go on", reason),
@@ -95,31 +106,30 @@ enum Ended {
     Fatal(String),
 }
 
-fn serve(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Ended> {
+fn serve(config: &Config, telemetry: &Telemetry, locked: &mut Option<DataDir>) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("serve")
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let ended = start(config, telemetry, &runtime);
+    let ended = start(config, telemetry, &runtime, locked);
     // Blocking reads that are still running hold nothing that has to be closed.
     runtime.shutdown_timeout(Duration::from_millis(100));
     ended
 }
 
-fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::Result<Ended> {
+fn start(
+    config: &Config,
+    telemetry: &Telemetry,
+    runtime: &Runtime,
+    locked: &mut Option<DataDir>,
+) -> anyhow::Result<Ended> {
     telemetry.record(&config.start_record(DataDir::is_initialized(&config.data_dir)));
     let _in_runtime = runtime.enter();
-    warn_without_effect(config);
+    check_descriptors(descriptor_limit())?;
     let tls = load_tls(config)?;
     // Checked and bound first, so that a taken port or a bad certificate leaves no trace on disk.
-    let clients = bind(&config.listen_client_urls)?;
-    let probes = bind(&config.listen_metrics_urls)?;
-    if config.listen_metrics_urls.iter().any(Url::is_tls) && tls.is_none() {
-        return Err(anyhow!(
-            "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url"
-        ));
-    }
+    let bound = ports::bind_tcp(config)?;
     let (died_tx, mut died) = mpsc::unbounded_channel();
     let on_fatal: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |reason| drop(died_tx.send(reason)));
 
@@ -131,66 +141,68 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
         config.warning_unary_request_duration,
     )?);
     let counts = Arc::new(Counts::new(&registry)?);
+    let applied = Arc::new(metrics::applied::Applied::new(
+        &registry,
+        config.warning_apply_duration,
+        counts.ranges.clone(),
+        counts.txns.clone(),
+    )?);
+    registry.add_source(Arc::new(metrics::log::Log(telemetry.clone())));
     let state = Arc::new(State::new(&registry)?);
     metrics::absent::register(&registry)?;
-    let quota_bytes = config.quota_backend.map_or(0, |quota| quota.0);
     registry.add_source(Arc::new(metrics::live::Live {
         state: state.clone(),
-        quota_bytes,
+        quota_bytes: config.quota_backend.map(|quota| quota.0),
     }));
 
     let (key, gate) = Gate::closed();
-    let server = Server::new(listen_limits());
     let ops = ops(config, &state, &registry);
-    for binding in probes {
-        server.serve(
-            binding,
-            Service::metrics(HttpService::metrics(ops.clone()), tls.clone()),
-        );
-    }
-    let rpc = Rpc::new(Arc::new(Services::new(state.clone())), rpc_metrics, rpc_limits(config));
-    for binding in clients {
-        let http = HttpService::client(
-            ops.clone(),
-            axum::Router::new(),
-            config
-                .cors
-                .clone()
-                .map_or(Cors::Any, |only| Cors::Only(only.into_iter().collect())),
-            config.host_whitelist.clone().map_or(HostWhitelist::Any, |only| {
-                HostWhitelist::Only(only.into_iter().collect())
-            }),
-            message_bytes_max(config),
-        );
-        server.serve(
-            binding,
-            Service::client(rpc.clone(), Some(http), tls.clone(), gate.clone()),
-        );
-    }
+    let ports = Ports {
+        server: Server::new(listen_limits()),
+        rpc: Rpc::new(Arc::new(Services::new(state.clone())), rpc_metrics, rpc_limits(config)),
+        http: ports::client_http(config, ops.clone(), message_bytes_max(config)),
+        ops,
+        tls,
+        gate,
+    };
+    ports.serve(bound);
 
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
-    let starting = {
+    let starting = async {
+        let settings = config.clone();
+        let prepare = move || {
+            let resolve = &initial_cluster::system_resolve;
+            bootstrap::prepare(&settings, resolve, initial_cluster::RESOLVE_PATIENCE)
+        };
+        let prepared = tokio::task::spawn_blocking(prepare)
+            .await
+            .context("start the member")??;
+        ports.serve(ports::bind_unix(config)?);
         let (config, disk) = (config.clone(), disk_metrics);
-        runtime.spawn_blocking(move || start_member(&config, disk, counts, on_fatal))
+        tokio::task::spawn_blocking(move || start_member(&config, prepared, disk, counts, applied, on_fatal))
+            .await
+            .context("start the member")?
     };
     let (signal, reason) = (
         |signal: i32| Ok(Ended::Signal(signal)),
         |reason| Ok(Ended::Fatal(reason)),
     );
-    let (member, _data_dir) = match runtime.block_on(async {
+    let (member, data_dir) = match runtime.block_on(async {
         tokio::select! {
             started = starting => Either::Left(started),
             _ = terminate.recv() => Either::Right(libc_signal::TERM),
             _ = interrupt.recv() => Either::Right(libc_signal::INT),
         }
     }) {
-        Either::Left(started) => started.context("start the member")??,
+        Either::Left(started) => started?,
         // Before it serves there is nothing to hand over or to answer; the log takes care of the rest.
         Either::Right(number) => return signal(number),
     };
+    *locked = Some(data_dir);
     state.ready(member.clone());
     key.open();
+    notify::ready();
     let progress = runtime.spawn(tick_progress(member.hub.clone(), config.watch_progress_notify_interval));
 
     let ended = runtime.block_on(async {
@@ -209,29 +221,10 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
         info!(signal = name, "received signal; shutting down");
     }
     progress.abort();
-    runtime.block_on(server.shutdown(DRAIN_PATIENCE));
+    runtime.block_on(ports.server.shutdown(DRAIN_PATIENCE));
     member.node.stop(PROPOSALS_PATIENCE);
     member.hub.stop();
     Ok(ended)
-}
-
-/// Settings that this version takes, so that manifests need no edit, and has no use for: said, not passed over.
-fn warn_without_effect(config: &Config) {
-    let given = [
-        ("compaction-batch-limit", config.compaction_batch_limit != 1000),
-        (
-            "compaction-sleep-interval",
-            config.compaction_sleep_interval != Duration::from_millis(10),
-        ),
-        (
-            "warning-apply-duration",
-            config.warning_apply_duration != Duration::from_millis(100),
-        ),
-        ("strict-reconfig-check", !config.strict_reconfig_check),
-    ];
-    for (flag, _) in given.into_iter().filter(|(_, given)| *given) {
-        warn!(flag, "this setting has no effect yet");
-    }
 }
 
 enum Either<L, R> {
@@ -248,26 +241,17 @@ mod libc_signal {
 /// Opens what is on disk, replays what the log has, and makes itself known.
 fn start_member(
     config: &Config,
+    prepared: Prepared,
     disk: Arc<metrics::disk::Disk>,
     counts: Arc<Counts>,
+    applied: Arc<metrics::applied::Applied>,
     on_fatal: Arc<dyn Fn(String) + Send + Sync>,
 ) -> anyhow::Result<(Arc<Member>, DataDir)> {
-    let data_dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
-    let (identity, founded) = match data_dir.identity()? {
-        Some(identity) => (identity, None),
-        None => {
-            let resolve = &initial_cluster::system_resolve;
-            let cluster = initial_cluster::found(config, resolve, initial_cluster::RESOLVE_PATIENCE)?;
-            let identity = Identity {
-                cluster: ClusterId(cluster.cluster_id),
-                member: MemberId(cluster.member_id),
-                incarnation: rand::random(),
-            };
-            data_dir.write_identity(identity)?;
-            (identity, Some(cluster))
-        }
-    };
-
+    let Prepared {
+        data_dir,
+        identity,
+        founded,
+    } = prepared;
     let hub: Arc<OnceLock<Hub>> = Arc::default();
     let (store, applier) = open_store(&data_dir, disk.clone(), hub.clone(), counts.clone())?;
     if let Some(cluster) = store.cluster_id().filter(|cluster| *cluster != identity.cluster) {
@@ -279,12 +263,19 @@ fn start_member(
         ));
     }
     let wal = open_wal(&data_dir, &store, disk, on_fatal.clone())?;
+    if !identity.log_made {
+        data_dir.write_identity(Identity {
+            log_made: true,
+            ..identity
+        })?;
+    }
     let options = quorate_raft::Options {
         member: identity.member.0,
         heartbeat: config.heartbeat_interval,
         election: config.election_timeout,
         snapshot_count: config.snapshot_count,
         catchup_entries: config.snapshot_catchup_entries,
+        observer: applied,
         on_fatal,
     };
     let node = Node::start(options, wal, store.clone(), applier)?;
@@ -440,11 +431,6 @@ fn load_tls(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>> {
     )))
 }
 
-fn bind(urls: &[Url]) -> anyhow::Result<Vec<Binding>> {
-    let urls: Vec<ListenUrl> = urls.iter().map(|url| url.raw.parse()).collect::<Result<_, _>>()?;
-    Ok(listen::bind(&urls, SocketOptions::default())?)
-}
-
 fn limits(config: &Config) -> Limits {
     let election_ms = u64::try_from(config.election_timeout.as_millis()).unwrap_or(u64::MAX);
     let heartbeat_ms = u64::try_from(config.heartbeat_interval.as_millis())
@@ -490,8 +476,18 @@ fn descriptor_limit() -> u64 {
         .unwrap_or(u64::MAX)
 }
 
+fn check_descriptors(limit: u64) -> anyhow::Result<()> {
+    if limit <= DESCRIPTORS_RESERVED {
+        return Err(anyhow!(
+            "file descriptor limit[{limit}] of the process is too low, and should be set higher than \
+             {DESCRIPTORS_RESERVED} to ensure internal usage"
+        ));
+    }
+    Ok(())
+}
+
 fn listen_limits() -> ListenLimits {
-    let connections = descriptor_limit().saturating_sub(DESCRIPTORS_RESERVED).max(1);
+    let connections = descriptor_limit().saturating_sub(DESCRIPTORS_RESERVED);
     ListenLimits {
         connections_max: usize::try_from(connections)
             .unwrap_or(usize::MAX)
@@ -512,5 +508,20 @@ fn ops(config: &Config, state: &Arc<State>, registry: &Arc<Registry>) -> Ops {
         metrics: Arc::new(page),
         probe_deadline: Duration::from_secs(5) + config.election_timeout * 2,
         fd_limit: descriptor_limit(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_few_descriptors_end_the_process() {
+        let text = check_descriptors(DESCRIPTORS_RESERVED).unwrap_err().to_string();
+        assert!(
+            text.contains("limit[150]") && text.contains("higher than 150"),
+            "{text}"
+        );
+        check_descriptors(DESCRIPTORS_RESERVED + 1).unwrap();
     }
 }

@@ -1,7 +1,7 @@
 //! The node as its HTTP endpoints see it, from the first moment on: probes and scrapers ask long before there is a
 //! member to answer.
 
-use crate::http::{Alarm, Check, NodeState, Probe, ProbeFuture};
+use crate::http::{Alarm, Check, Membership, NodeState, Probe, ProbeFuture};
 use crate::member::Member;
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec};
 use quorate_api::proto::etcdserverpb::{AlarmType, RangeRequest};
@@ -105,6 +105,16 @@ impl NodeState for State {
 
     fn storage_version(&self) -> Option<String> {
         self.member().map(|_| version::STORAGE_VERSION.to_owned())
+    }
+
+    fn membership(&self) -> Option<Membership> {
+        let member = self.member()?;
+        let mut members = member.store.members();
+        members.sort_by_key(|member| member.id);
+        Some(Membership {
+            cluster: member.cluster,
+            members,
+        })
     }
 
     fn raft_status(&self) -> serde_json::Value {

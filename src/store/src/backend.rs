@@ -51,6 +51,10 @@ pub use self::view::View;
 /// Told about what the backend thread does, on that thread: answer quickly.
 pub trait Observer: Send + Sync + 'static {
     fn committed(&self, _stats: CommitStats) {}
+    /// A slice of a compaction was removed; on the compacting thread, as the next.
+    fn compacted(&self, _slice: CompactionSlice) {}
+    /// Everything that was compacted is removed, so long after the first slice.
+    fn compaction_ended(&self, _took: Duration) {}
     /// Called once, at the first failure. Nothing is made durable after it: the process should end.
     fn fatal(&self, _error: &Error) {}
 }
@@ -64,6 +68,16 @@ pub struct CommitStats {
     pub changes: usize,
     pub bytes: usize,
     pub took: Duration,
+}
+
+/// A slice of a compaction, and what it kept waiting.
+#[derive(Clone, Copy, Debug)]
+pub struct CompactionSlice {
+    pub rows: usize,
+    /// All of it: apply waits for this.
+    pub took: Duration,
+    /// The part with the index: reads wait for this.
+    pub index_took: Duration,
 }
 
 #[derive(Clone)]

@@ -206,6 +206,11 @@ impl Store {
         tables.leases.keys(id).map(bytes::Bytes::copy_from_slice).collect()
     }
 
+    /// Reads that compaction has to leave something for.
+    pub fn open_reads(&self) -> usize {
+        self.root.current.load().reads.count()
+    }
+
     pub fn sizes(&self) -> Sizes {
         self.root.current.load().backend.sizes()
     }

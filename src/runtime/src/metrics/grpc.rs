@@ -177,11 +177,6 @@ impl MethodMetrics {
         }
     }
 
-    /// Whether anyone measures how long calls take; if not, callers may save the clock.
-    pub fn times_calls(&self) -> bool {
-        self.seconds.is_some()
-    }
-
     fn shown(&self) -> bool {
         self.prefilled || self.started.load(Ordering::Relaxed) > 0
     }

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use parking_lot::RwLock;
 use prometheus::core::Collector;
 use prometheus::{
-    CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Result,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Result,
 };
 
 use super::process::ProcessSource;
@@ -77,24 +76,12 @@ impl Registry {
         self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 
-    pub fn float_counter_vec(&self, name: &str, help: &str, labels: &[&str]) -> Result<CounterVec> {
-        self.register(CounterVec::new(Opts::new(name, help), labels)?)
-    }
-
     pub fn gauge(&self, name: &str, help: &str) -> Result<IntGauge> {
         self.register(IntGauge::new(name, help)?)
     }
 
-    pub fn float_gauge(&self, name: &str, help: &str) -> Result<Gauge> {
-        self.register(Gauge::new(name, help)?)
-    }
-
     pub fn gauge_vec(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
         self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
-    }
-
-    pub fn float_gauge_vec(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec> {
-        self.register(GaugeVec::new(Opts::new(name, help), labels)?)
     }
 
     /// `bounds` is one of [`super::buckets`].

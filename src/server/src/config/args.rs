@@ -63,7 +63,7 @@ pub(super) fn read_args(settings: &mut Settings, words: &[String]) -> Result<Opt
 /// as absent; one that meets a flag for the same setting ends the process, whatever the values.
 pub(super) fn read_env(
     settings: &mut Settings,
-    env: &[(String, String)],
+    env: &[(String, OsString)],
     notices: &mut Vec<Record>,
 ) -> Result<(), Exit> {
     let mut used = Vec::new();
@@ -85,7 +85,12 @@ pub(super) fn read_env(
         let shown = if flag.is_secret() {
             "(hidden)".to_owned()
         } else {
-            hide_credentials(value)
+            hide_credentials(&value.to_string_lossy())
+        };
+        let Some(value) = value.to_str() else {
+            let text = format!("invalid value {shown:?} for {name}: it is not valid UTF-8");
+            refusal.get_or_insert_with(|| Exit::refused(text));
+            continue;
         };
         match flag.kind.parse(value) {
             Ok(parsed) => {
@@ -99,15 +104,16 @@ pub(super) fn read_env(
             }
         }
     }
-    for (name, value) in env.iter().filter(|(name, _)| name.starts_with("ETCD_")) {
+    for (name, value) in env {
+        let value = value.to_string_lossy();
         if is_special(name) {
             let record = Record::new(Level::Warn, "cannot set special environment variable");
-            notices.push(record.field("key", name.as_str()).field("value", value.as_str()));
+            notices.push(record.field("key", name.as_str()).field("value", value.into_owned()));
         } else if !used.contains(name) {
             let value = if looks_secret(name) {
                 "(hidden)".to_owned()
             } else {
-                hide_credentials(value)
+                hide_credentials(&value)
             };
             let record = Record::new(Level::Warn, "unrecognized environment variable");
             notices.push(record.field("environment-variable", format!("{name}={value}")));
@@ -191,14 +197,10 @@ pub(super) fn texts(words: impl Iterator<Item = OsString>) -> Result<Vec<String>
 }
 
 /// The `ETCD_…` variables. Others are nobody's business here, and need not be text.
-pub(super) fn etcd_variables(env: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
-    env.filter_map(|(name, value)| {
-        let name = name.into_string().ok()?;
-        // what isn't text can't be a value either, and is complained about in the course of parsing
-        name.starts_with("ETCD_")
-            .then(|| (name, value.to_string_lossy().into_owned()))
-    })
-    .collect()
+pub(super) fn etcd_variables(env: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, OsString)> {
+    env.filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+        .filter(|(name, _)| name.starts_with("ETCD_"))
+        .collect()
 }
 
 #[cfg(test)]

@@ -15,8 +15,6 @@ const DEFAULT_QUOTA: u64 = 2 << 30;
 const QUOTA_ADVISED: u64 = 8 << 30;
 const REQUEST_ADVISED: u64 = 10 << 20;
 const DEFAULT_SNAPSHOT_COUNT: u64 = 10_000;
-const DEFAULT_COMPACTION_BATCH: usize = 1_000;
-const DEFAULT_COMPACTION_SLEEP: Duration = Duration::from_millis(10);
 const DEFAULT_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 const DEFAULT_SLOW_REQUEST: Duration = Duration::from_millis(300);
 
@@ -48,7 +46,6 @@ pub(super) fn config(settings: &Settings, mode: Mode, notices: &mut Vec<Record>)
         initial_cluster: initial_cluster(settings),
         initial_cluster_state: cluster_state(settings)?,
         initial_cluster_token: settings.text("initial-cluster-token"),
-        strict_reconfig_check: settings.bool("strict-reconfig-check"),
         client_tls: TlsFiles {
             cert_file: path(settings, "cert-file"),
             key_file: path(settings, "key-file"),
@@ -72,11 +69,6 @@ pub(super) fn config(settings: &Settings, mode: Mode, notices: &mut Vec<Record>)
         snapshot_catchup_entries: settings.uint("snapshot-catchup-entries"),
         heartbeat_interval: Duration::from_millis(settings.uint("heartbeat-interval")),
         election_timeout: Duration::from_millis(settings.uint("election-timeout")),
-        compaction_batch_limit: match usize::try_from(settings.int("compaction-batch-limit")) {
-            Ok(limit @ 1..) => limit,
-            Ok(0) | Err(_) => DEFAULT_COMPACTION_BATCH,
-        },
-        compaction_sleep_interval: duration(settings, "compaction-sleep-interval").unwrap_or(DEFAULT_COMPACTION_SLEEP),
         watch_progress_notify_interval: duration(settings, "watch-progress-notify-interval")
             .unwrap_or(DEFAULT_PROGRESS_INTERVAL),
         warning_apply_duration: duration(settings, "warning-apply-duration").unwrap_or_default(),
@@ -199,17 +191,12 @@ fn log_options(settings: &Settings) -> Result<telemetry::Options, Exit> {
             usage::QUORATE_VERSION
         )));
     }
-    let outputs = outputs.into_iter().map(|output| match output.as_str() {
+    let output = |output: String| match output.as_str() {
         "default" | "stderr" => Output::Stderr,
         "stdout" => Output::Stdout,
         _ => Output::File(PathBuf::from(output)),
-    });
-    let mut distinct = Vec::new();
-    for output in outputs {
-        if !distinct.contains(&output) {
-            distinct.push(output); // a file may list "default" and "stderr" as one
-        }
-    }
+    };
+    let outputs: Vec<_> = outputs.into_iter().map(output).collect();
     let level = settings.text("log-level");
     let Some(level) = Level::parse(&level) else {
         return Err(bad_log_level(settings, &level));
@@ -225,7 +212,12 @@ fn log_options(settings: &Settings) -> Result<telemetry::Options, Exit> {
     Ok(telemetry::Options {
         level,
         format,
-        outputs: distinct,
+        // a file may give an empty list; nobody wants a node that says nothing
+        outputs: if outputs.is_empty() {
+            vec![Output::Stderr]
+        } else {
+            outputs
+        },
     })
 }
 

@@ -102,10 +102,9 @@ impl Exit {
         let _ = std::io::stderr().write_all(self.stderr.as_bytes());
         if !self.records.is_empty() {
             let telemetry = Telemetry::open(&self.log).or_else(|_| Telemetry::open(&Options::default()));
-            if let Ok(telemetry) = telemetry {
-                for record in &self.records {
-                    telemetry.record(record);
-                }
+            if let (Ok(telemetry), Some((reason, before))) = (telemetry, self.records.split_last()) {
+                before.iter().for_each(|record| telemetry.record(record));
+                telemetry.record_always(reason);
                 telemetry.flush(FLUSH_PATIENCE);
             }
         }

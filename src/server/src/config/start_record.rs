@@ -56,8 +56,6 @@ impl Config {
             .field("max-txn-ops", self.max_txn_ops)
             .field("max-concurrent-streams", self.max_concurrent_streams)
             .field("pre-vote", true)
-            .field("compaction-batch-limit", self.compaction_batch_limit)
-            .field("compaction-sleep-interval", duration(self.compaction_sleep_interval))
             .field(
                 "watch-progress-notify-interval",
                 duration(self.watch_progress_notify_interval),

@@ -22,7 +22,7 @@ impl Scheme {
         matches!(self, Scheme::Unix | Scheme::Unixs)
     }
 
-    fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Scheme::Http => "http",
             Scheme::Https => "https",

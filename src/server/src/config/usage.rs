@@ -4,17 +4,14 @@ use std::fmt::Write as _;
 
 use super::table::{Section, Support, TABLE};
 
-/// The etcd release we answer for, wherever a client looks.
-pub const ETCD_VERSION: &str = "3.7.1";
-/// Our own release.
-pub const QUORATE_VERSION: &str = env!("CARGO_PKG_VERSION");
+pub use quorate_api::version::{ETCD_VERSION, QUORATE_VERSION};
+pub use quorate_runtime::metrics::GO_VERSION;
+
 /// Set by the release build.
 pub const GIT_SHA: &str = match option_env!("QUORATE_GIT_SHA") {
     Some(sha) => sha,
     None => "Not provided (set QUORATE_GIT_SHA when building)",
 };
-/// etcd reports the Go release it was built with, and tools look for the line. We say which one we stand in for.
-pub const GO_VERSION: &str = "go1.26";
 
 /// How to call the program, in short. Goes to standard error.
 pub(super) fn synopsis() -> String {

@@ -40,19 +40,33 @@ pub(super) enum Value {
     List(Vec<String>),
 }
 
-/// The gates of etcd 3.7 and whether they are on by default.
-const GATES: [(&str, bool); 11] = [
-    ("AllAlpha", false),
-    ("AllBeta", false),
-    ("CompactHashCheck", false),
-    ("FastLeaseKeepAlive", true),
-    ("InitialCorruptCheck", false),
-    ("LeaseCheckpoint", false),
-    ("LeaseCheckpointPersist", false),
-    ("PriorityRequest", false),
-    ("SetMemberLocalAddr", false),
-    ("StopGRPCServiceOnDefrag", false),
-    ("TxnModeWriteWithSharedBuffer", true),
+/// A switch of `--feature-gates`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gate {
+    pub name: &'static str,
+    /// As etcd's metric has it.
+    pub stage: &'static str,
+    /// On unless told otherwise.
+    pub default: bool,
+}
+
+const fn gate(name: &'static str, stage: &'static str, default: bool) -> Gate {
+    Gate { name, stage, default }
+}
+
+/// The gates of etcd 3.7.
+pub const GATES: [Gate; 11] = [
+    gate("AllAlpha", "ALPHA", false),
+    gate("AllBeta", "BETA", false),
+    gate("CompactHashCheck", "ALPHA", false),
+    gate("FastLeaseKeepAlive", "BETA", true),
+    gate("InitialCorruptCheck", "ALPHA", false),
+    gate("LeaseCheckpoint", "ALPHA", false),
+    gate("LeaseCheckpointPersist", "ALPHA", false),
+    gate("PriorityRequest", "ALPHA", false),
+    gate("SetMemberLocalAddr", "ALPHA", false),
+    gate("StopGRPCServiceOnDefrag", "ALPHA", false),
+    gate("TxnModeWriteWithSharedBuffer", "BETA", true),
 ];
 
 impl Kind {
@@ -132,7 +146,7 @@ fn changed_gates(text: &str) -> Result<String, String> {
     }
     let mut changed = Vec::new();
     for (name, on) in gates {
-        let Some((_, default)) = GATES.iter().find(|(known, _)| *known == name) else {
+        let Some(Gate { default, .. }) = GATES.iter().find(|gate| gate.name == name) else {
             return Err(format!("unrecognized feature gate: {name}"));
         };
         if on != *default {

@@ -74,7 +74,15 @@ impl Check {
     }
 }
 
-/// The node as its health endpoints see it.
+/// The cluster as its members tell each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    pub cluster: quorate_api::ClusterId,
+    /// Voters and learners, by id.
+    pub members: Vec<quorate_api::proto::etcdserverpb::Member>,
+}
+
+/// The node as its HTTP endpoints see it.
 pub trait NodeState: Send + Sync + 'static {
     /// Alarms of all members, in the order in which they were raised.
     fn alarms(&self) -> Vec<Alarm>;
@@ -97,6 +105,11 @@ pub trait NodeState: Send + Sync + 'static {
     /// The version of the stored data's layout, as etcd names it; `None` before it is known.
     fn storage_version(&self) -> Option<String> {
         Some(quorate_api::version::STORAGE_VERSION.to_owned())
+    }
+
+    /// `None` before this member knows.
+    fn membership(&self) -> Option<Membership> {
+        None
     }
 
     /// The object at `raft.status` of `/debug/vars`.

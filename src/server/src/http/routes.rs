@@ -10,7 +10,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use http::header::{ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Method, StatusCode, Uri};
 use http_body_util::Limited;
 use hyper::service::Service as _;
@@ -19,7 +19,7 @@ use quorate_api::version::ETCD_VERSION;
 
 use super::access::{Cors, CorsVerdict, HostWhitelist, allow_headers, misdirected_text};
 use super::node::{NodeState, Probe};
-use super::{checks, health};
+use super::{checks, gzip, health, peer};
 
 /// Produces the page of `/metrics`: its content type and its bytes.
 pub type MetricsPage = Arc<dyn Fn() -> (String, Bytes) + Send + Sync>;
@@ -64,6 +64,18 @@ impl HttpService {
             router,
             access: Some(Arc::new(Access { cors, hosts })),
             body_bytes_max,
+        }
+    }
+
+    /// A peer port. What is not listed there is not found, probes and metrics included.
+    pub fn peer(ops: Ops) -> Self {
+        let router = Router::new()
+            .route("/members", any(peer::members))
+            .route("/version", any(version));
+        Self {
+            router: router.with_state(Arc::new(ops)).fallback(not_found),
+            access: None,
+            body_bytes_max: 64 * 1024,
         }
     }
 
@@ -132,9 +144,20 @@ fn probes() -> Router<Arc<Ops>> {
     router
 }
 
-async fn metrics(State(ops): State<Arc<Ops>>) -> Response {
+async fn metrics(State(ops): State<Arc<Ops>>, request: Request) -> Response {
     let (content_type, page) = (ops.metrics)();
-    let mut response = Response::new(Body::from(page));
+    let zipped = gzip::accepted(request.headers())
+        .then(|| gzip::compress(&page))
+        .and_then(Result::ok);
+    let mut response = match zipped {
+        Some(zipped) => {
+            let mut response = Response::new(Body::from(zipped));
+            let encoding = HeaderValue::from_static("gzip");
+            response.headers_mut().insert(CONTENT_ENCODING, encoding);
+            response
+        }
+        None => Response::new(Body::from(page)),
+    };
     if let Ok(value) = HeaderValue::from_str(&content_type) {
         response.headers_mut().insert(CONTENT_TYPE, value);
     }
@@ -196,7 +219,7 @@ pub(crate) fn nosniff(mut response: Response) -> Response {
     response
 }
 
-fn typed(status: StatusCode, content_type: &'static str, body: String) -> Response {
+pub(crate) fn typed(status: StatusCode, content_type: &'static str, body: String) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response

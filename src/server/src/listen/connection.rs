@@ -76,6 +76,12 @@ pub(super) async fn run<A: Api>(listener: &Listener<A>, socket: Socket, address:
             error = %rejected,
             "rejected connection on client endpoint"
         ),
+        (_, Audience::Peer) => warn!(
+            "remote-addr" = %remote,
+            "server-name" = server_name,
+            error = %rejected,
+            "rejected connection on peer endpoint"
+        ),
         (_, Audience::Metrics) => warn!(
             "remote-addr" = %remote,
             "server-name" = server_name,

@@ -2,13 +2,14 @@
 
 use std::io::{self, IoSlice};
 use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use quorate_runtime::telemetry::plain_io_error;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -37,14 +38,21 @@ impl Default for SocketOptions {
     }
 }
 
+/// Worded as Go's programs word it, since people search for that.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    #[error("listen on {url}: its host has no address")]
-    NoAddress { url: String },
-    #[error("listen on {url}: {path} exists and is no socket; remove it or choose another name")]
-    NotASocket { url: String, path: PathBuf },
-    #[error("listen on {url}: {source}")]
-    Io { url: String, source: io::Error },
+    #[error("listen tcp: lookup {host}: no such host")]
+    NoAddress { host: String },
+    #[error("listen unix {}: the file exists and is no socket; remove it or choose another name", path.display())]
+    NotASocket { path: PathBuf },
+    /// `address` is the one that the host stands for.
+    #[error("listen {network} {address}: {step}: {}", plain_io_error(cause))]
+    Io {
+        network: &'static str,
+        address: String,
+        step: &'static str,
+        cause: io::Error,
+    },
 }
 
 /// A bound place and the schemes that share it.
@@ -62,14 +70,35 @@ enum Listener {
     Unix { listener: UnixListener, _file: SocketFile },
 }
 
-/// Removes the file when the listener goes.
+/// Removes the file when the listener goes, unless it is another by then: the process that takes over may have bound
+/// its own under the name.
 #[derive(Debug)]
-struct SocketFile(PathBuf);
+struct SocketFile {
+    path: PathBuf,
+    /// Device and number. `None`: it was gone before it could be looked at.
+    id: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn bound(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            id: Self::id(path),
+        }
+    }
+
+    fn id(path: &Path) -> Option<(u64, u64)> {
+        let meta = std::fs::symlink_metadata(path).ok()?;
+        Some((meta.dev(), meta.ino()))
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = std::fs::remove_file(&self.0);
+        if self.id.is_some() && Self::id(&self.path) == self.id {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -90,8 +119,8 @@ pub fn bind(urls: &[ListenUrl], options: SocketOptions) -> Result<Vec<Binding>, 
         .into_iter()
         .map(|(place, plaintext, tls)| {
             let listener = match place {
-                Place::Tcp { host, port } => Listener::Tcp(bind_tcp(place, host, *port, options)?),
-                Place::File(path) => bind_unix(place, path)?,
+                Place::Tcp { host, port } => Listener::Tcp(bind_tcp(host, *port, options)?),
+                Place::File(path) => bind_unix(path)?,
             };
             Ok(Binding {
                 address: place.to_string(),
@@ -103,66 +132,73 @@ pub fn bind(urls: &[ListenUrl], options: SocketOptions) -> Result<Vec<Binding>, 
         .collect()
 }
 
-fn bind_tcp(place: &Place, host: &str, port: u16, options: SocketOptions) -> Result<TcpListener, BindError> {
-    let error = |source| BindError::Io {
-        url: place.to_string(),
-        source,
-    };
-    let address = if host.is_empty() {
-        SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
-    } else {
-        let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(error)?.collect();
-        // As Go does: the first IPv4 address of a name, another only when there is none.
-        addresses
-            .iter()
-            .find(|address| address.is_ipv4())
-            .or_else(|| addresses.first())
-            .copied()
-            .ok_or_else(|| BindError::NoAddress { url: place.to_string() })?
-    };
-    match listen_tcp(address, options) {
-        // No IPv6 on this machine.
-        Err(source)
-            if host.is_empty() && source.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
-        {
-            listen_tcp(SocketAddr::from(([0, 0, 0, 0], port)), options).map_err(error)
+fn bind_tcp(host: &str, port: u16, options: SocketOptions) -> Result<TcpListener, BindError> {
+    if host.is_empty() {
+        let shown = format!(":{port}");
+        return match listen_tcp(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), &shown, options) {
+            // No IPv6 on this machine.
+            Err(BindError::Io { cause, .. })
+                if cause.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
+            {
+                listen_tcp(SocketAddr::from(([0, 0, 0, 0], port)), &shown, options)
+            }
+            other => other,
+        };
+    }
+    let no_address = || BindError::NoAddress { host: host.to_owned() };
+    let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(|_| no_address())?.collect();
+    // As Go does: the first IPv4 address of a name, another only when there is none.
+    let address = addresses.iter().find(|address| address.is_ipv4());
+    let address = *address.or_else(|| addresses.first()).ok_or_else(no_address)?;
+    listen_tcp(address, &address.to_string(), options)
+}
+
+/// `shown` stands for the address in errors.
+fn listen_tcp(address: SocketAddr, shown: &str, options: SocketOptions) -> Result<TcpListener, BindError> {
+    let at = |step| {
+        move |cause| BindError::Io {
+            network: "tcp",
+            address: shown.to_owned(),
+            step,
+            cause,
         }
-        other => other.map_err(error),
-    }
+    };
+    let socket =
+        RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).map_err(at("socket"))?;
+    let set = || -> io::Result<()> {
+        if address.ip() == Ipv6Addr::UNSPECIFIED {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_reuse_address(options.reuse_address)?;
+        socket.set_reuse_port(options.reuse_port)?;
+        socket.set_nonblocking(true)
+    };
+    set().map_err(at("setsockopt"))?;
+    socket.bind(&address.into()).map_err(at("bind"))?;
+    socket.listen(BACKLOG).map_err(at("listen"))?;
+    TcpListener::from_std(socket.into()).map_err(at("register"))
 }
 
-fn listen_tcp(address: SocketAddr, options: SocketOptions) -> io::Result<TcpListener> {
-    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.ip() == Ipv6Addr::UNSPECIFIED {
-        socket.set_only_v6(false)?;
-    }
-    socket.set_reuse_address(options.reuse_address)?;
-    socket.set_reuse_port(options.reuse_port)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
-
-fn bind_unix(place: &Place, path: &Path) -> Result<Listener, BindError> {
-    let url = || place.to_string();
+/// What is there already was left behind: whoever binds holds the data directory's lock, so the process that served
+/// the socket has ended.
+fn bind_unix(path: &Path) -> Result<Listener, BindError> {
+    let at = |step| {
+        move |cause| BindError::Io {
+            network: "unix",
+            address: path.display().to_string(),
+            step,
+            cause,
+        }
+    };
     match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.file_type().is_socket() => {
-            // Left behind by an earlier run; a live one would have kept the data directory's lock.
-            std::fs::remove_file(path).map_err(|source| BindError::Io { url: url(), source })?;
-        }
-        Ok(_) => {
-            return Err(BindError::NotASocket {
-                url: url(),
-                path: path.to_owned(),
-            });
-        }
+        Ok(meta) if meta.file_type().is_socket() => std::fs::remove_file(path).map_err(at("unlink"))?,
+        Ok(_) => return Err(BindError::NotASocket { path: path.to_owned() }),
         Err(_) => {}
     }
-    let listener = UnixListener::bind(path).map_err(|source| BindError::Io { url: url(), source })?;
+    let listener = UnixListener::bind(path).map_err(at("bind"))?;
     Ok(Listener::Unix {
         listener,
-        _file: SocketFile(path.to_owned()),
+        _file: SocketFile::bound(path),
     })
 }
 
@@ -313,5 +349,42 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewind<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bind_one(url: &str) -> Result<Binding, BindError> {
+        let url: ListenUrl = url.parse().unwrap();
+        Ok(bind(&[url], SocketOptions::default())?.remove(0))
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_told_in_gos_words() {
+        let first = bind_one("http://127.0.0.1:0").unwrap();
+        let port = first.local_addr().unwrap().port();
+        for host in ["127.0.0.1", "localhost"] {
+            let error = bind_one(&format!("http://{host}:{port}")).unwrap_err();
+            let wanted = format!("listen tcp 127.0.0.1:{port}: bind: address already in use");
+            assert_eq!(error.to_string(), wanted);
+        }
+        let error = bind_one(&format!("http://:{port}")).unwrap_err();
+        let wanted = format!("listen tcp :{port}: bind: address already in use");
+        assert_eq!(error.to_string(), wanted);
+    }
+
+    #[tokio::test]
+    async fn a_socket_file_is_removed_by_its_own_process_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.sock");
+        let url = format!("unix://{}", path.display());
+        let old = bind_one(&url).unwrap();
+        let new = bind_one(&url).unwrap();
+        drop(old);
+        UnixStream::connect(&path).await.unwrap();
+        drop(new);
+        assert!(!path.exists());
     }
 }

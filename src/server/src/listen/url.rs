@@ -1,31 +1,12 @@
-//! Where to listen: `http://host:port`, `https://host:port`, `unix://file`, `unixs://file`.
+//! Where to listen: `http://host:port`, `https://host:port`, `unix://file`, `unixs://file`. The settings' parser reads
+//! them, so that what is accepted as a setting can be bound.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Scheme {
-    Http,
-    Https,
-    Unix,
-    Unixs,
-}
-
-impl Scheme {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Scheme::Http => "http",
-            Scheme::Https => "https",
-            Scheme::Unix => "unix",
-            Scheme::Unixs => "unixs",
-        }
-    }
-
-    pub const fn is_tls(self) -> bool {
-        matches!(self, Scheme::Https | Scheme::Unixs)
-    }
-}
+pub use crate::config::Scheme;
+use crate::config::Url;
 
 /// One listen URL.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -44,16 +25,8 @@ pub enum Place {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UrlError {
-    #[error("URL scheme must be http, https, unix, or unixs: {0}")]
-    Scheme(String),
-    #[error("URL address does not have the form \"host:port\": {0}")]
-    Address(String),
-    #[error("URL must not contain a path: {0}")]
-    Path(String),
-    #[error("URL names no socket file: {0}")]
-    NoFile(String),
-}
+#[error("{0}")]
+pub struct UrlError(String);
 
 impl ListenUrl {
     pub fn scheme(&self) -> Scheme {
@@ -65,46 +38,28 @@ impl ListenUrl {
     }
 }
 
+impl From<&Url> for ListenUrl {
+    fn from(url: &Url) -> Self {
+        let place = match url.socket_path() {
+            Some(path) => Place::File(path.to_owned()),
+            None => Place::Tcp {
+                host: url.host.clone(),
+                port: url.port,
+            },
+        };
+        Self {
+            scheme: url.scheme,
+            place,
+        }
+    }
+}
+
 impl FromStr for ListenUrl {
     type Err = UrlError;
 
     fn from_str(raw: &str) -> Result<Self, UrlError> {
-        let (scheme, rest) = raw.split_once("://").ok_or_else(|| UrlError::Scheme(raw.to_owned()))?;
-        let scheme = match scheme {
-            "http" => Scheme::Http,
-            "https" => Scheme::Https,
-            "unix" => Scheme::Unix,
-            "unixs" => Scheme::Unixs,
-            _ => return Err(UrlError::Scheme(raw.to_owned())),
-        };
-        let place = match scheme {
-            // The whole rest names the file, `host:port` forms included.
-            Scheme::Unix | Scheme::Unixs if rest.is_empty() => return Err(UrlError::NoFile(raw.to_owned())),
-            Scheme::Unix | Scheme::Unixs => Place::File(PathBuf::from(rest)),
-            Scheme::Http | Scheme::Https => tcp_place(raw, rest)?,
-        };
-        Ok(Self { scheme, place })
+        Url::parse(raw).map(|url| Self::from(&url)).map_err(UrlError)
     }
-}
-
-fn tcp_place(raw: &str, rest: &str) -> Result<Place, UrlError> {
-    if rest.contains(['/', '?', '#']) {
-        return Err(UrlError::Path(raw.to_owned()));
-    }
-    let bad = || UrlError::Address(raw.to_owned());
-    let (host, port) = rest.rsplit_once(':').ok_or_else(bad)?;
-    let host = match host.strip_prefix('[') {
-        Some(inside) => inside.strip_suffix(']').ok_or_else(bad)?,
-        None if host.contains(':') => return Err(bad()),
-        None => host,
-    };
-    if host.contains('@') || !port.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(bad());
-    }
-    Ok(Place::Tcp {
-        host: host.to_owned(),
-        port: port.parse().map_err(|_| bad())?,
-    })
 }
 
 impl fmt::Display for Place {
@@ -140,25 +95,26 @@ mod tests {
         ] {
             assert_eq!(raw.parse::<ListenUrl>().unwrap().to_string(), raw);
         }
+        let opaque: ListenUrl = "unix:rel.sock".parse().unwrap();
+        assert_eq!(opaque.place(), &Place::File(PathBuf::from("rel.sock")));
     }
 
     #[test]
     fn bad_urls_are_named() {
-        let parse = |raw: &str| raw.parse::<ListenUrl>().unwrap_err();
-        assert!(matches!(parse("localhost:2379"), UrlError::Scheme(_)));
-        assert!(matches!(parse("ftp://a:1"), UrlError::Scheme(_)));
-        assert!(matches!(parse("http://a:1/x"), UrlError::Path(_)));
-        assert!(matches!(parse("unix://"), UrlError::NoFile(_)));
         for raw in [
+            "localhost:2379",
+            "ftp://a:1",
+            "http://a:1/x",
+            "unix://",
             "http://a",
-            "http://a:x",
             "http://a:70000",
-            "http://::1:1",
             "http://a:",
-            "http://u@a:1",
-            "http://a:+1",
         ] {
-            assert!(matches!(parse(raw), UrlError::Address(_)), "{raw}");
+            let error = raw.parse::<ListenUrl>().unwrap_err().to_string();
+            assert!(error.contains(raw), "{raw}: {error}");
+        }
+        for raw in ["http://a:x", "http://::1:1", "http://u@a:1", "http://a:+1"] {
+            assert!(raw.parse::<ListenUrl>().is_err(), "{raw}");
         }
     }
 }

@@ -14,10 +14,6 @@ pub fn register(registry: &Registry) -> Result<()> {
             "etcd_server_learner_promote_successes",
             "Learners that were promoted while this member led.",
         ),
-        (
-            "etcd_server_slow_apply_total",
-            "Applies that took too long; not measured yet.",
-        ),
         ("etcd_debugging_store_expires_total", "v2 keys that expired."),
         ("etcd_debugging_store_watch_requests_total", "v2 watch requests."),
         (
@@ -47,7 +43,7 @@ pub fn register(registry: &Registry) -> Result<()> {
     for (name, help) in gauges {
         registry.gauge(name, help)?;
     }
-    let histograms: [(&str, &str, &[f64]); 13] = [
+    let histograms: [(&str, &str, &[f64]); 11] = [
         (
             "etcd_disk_backend_defrag_duration_seconds",
             "Time that a defragmentation took.",
@@ -101,16 +97,6 @@ pub fn register(registry: &Registry) -> Result<()> {
         (
             "etcd_debugging_disk_backend_commit_write_duration_seconds",
             "Writing pages in a backend commit.",
-            &buckets::B1,
-        ),
-        (
-            "etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds",
-            "Pause while the key index is compacted.",
-            &buckets::B8,
-        ),
-        (
-            "etcd_debugging_server_watch_send_loop_progress_duration_seconds",
-            "Time to send one progress notice.",
             &buckets::B1,
         ),
     ];

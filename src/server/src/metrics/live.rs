@@ -1,14 +1,16 @@
 //! What is read from the member when somebody asks: nothing is counted twice, and a scrape costs what it reads.
 
+use crate::config::{GATES, Gate};
 use crate::state::State;
 use quorate_api::version::{CLUSTER_VERSION, ETCD_VERSION, QUORATE_VERSION};
-use quorate_runtime::metrics::{Kind, Page, Source, labels};
+use quorate_runtime::metrics::{GO_VERSION, Kind, Page, Source, labels};
 use std::sync::Arc;
 
 /// The member's own figures; zeros until it is there.
 pub struct Live {
     pub state: Arc<State>,
-    pub quota_bytes: u64,
+    /// `None`: no quota.
+    pub quota_bytes: Option<u64>,
 }
 
 impl Source for Live {
@@ -35,7 +37,7 @@ fn fixed(page: &mut Page) {
         "etcd_server_go_version",
         "For dashboards; there is no Go here.",
         "server_go_version",
-        "none",
+        GO_VERSION,
     );
     one(
         "etcd_cluster_version",
@@ -49,6 +51,17 @@ fn fixed(page: &mut Page) {
         "version",
         QUORATE_VERSION,
     );
+    let mut gates = page.family(
+        "etcd_server_feature_enabled",
+        "1 for features of etcd that are switched on; there is no switching yet.",
+        Kind::Gauge,
+    );
+    for Gate { name, stage, default } in GATES {
+        gates.sample(
+            &labels(&[("name", name), ("stage", stage)]),
+            f64::from(u8::from(default)),
+        );
+    }
 }
 
 impl Live {
@@ -99,8 +112,8 @@ impl Live {
         );
         gauge(
             "etcd_server_quota_backend_bytes",
-            "The quota in force.",
-            self.quota_bytes as f64,
+            "The quota in force; -1: none.",
+            self.quota_bytes.map_or(-1.0, |quota| quota as f64),
         );
         let mut counter = |name, help: &str, value: f64| page.single(name, help, Kind::Counter, value);
         counter(
@@ -119,11 +132,6 @@ impl Live {
             "etcd_server_read_indexes_failed_total",
             "Read barriers that failed.",
             barriers as f64,
-        );
-        counter(
-            "etcd_server_slow_read_indexes_total",
-            "Read barriers that timed out.",
-            0.0,
         );
         if let Some(member) = member {
             let alarms = member.store.alarms();
@@ -158,6 +166,12 @@ impl Live {
             "quorate_store_pending_bytes",
             "Changes that are not in the backend yet.",
             sizes.pending_bytes as f64,
+        );
+        let reads = member.map_or(0, |member| member.store.open_reads());
+        gauge(
+            "etcd_mvcc_db_open_read_transactions",
+            "Reads that are under way.",
+            reads as f64,
         );
         let keys = member.map_or(0, |member| member.store.live_keys());
         gauge("etcd_debugging_mvcc_keys_total", "Keys that exist.", keys as f64);

@@ -1,7 +1,8 @@
 //! Calls and bytes of clients.
 
 use crate::rpc::{CallContext, Kind, Method, RpcObserver};
-use parking_lot::RwLock;
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec};
 use quorate_api::Code;
 use quorate_runtime::metrics::{GrpcMetrics, MethodMetrics, Registry};
@@ -23,7 +24,9 @@ pub struct Rpc {
     sent: IntCounter,
     requests: IntCounterVec,
     unknown: [IntCounter; 2],
-    by_version: RwLock<HashMap<(bool, String), IntCounter>>,
+    /// Of unary calls and of streams; read at every call, without a lock.
+    by_version: [ArcSwap<HashMap<Box<str>, IntCounter>>; 2],
+    learning: Mutex<()>,
 }
 
 impl Rpc {
@@ -56,7 +59,8 @@ impl Rpc {
                 requests.with_label_values(&["stream", "unknown"]),
             ],
             requests,
-            by_version: RwLock::default(),
+            by_version: Default::default(),
+            learning: Mutex::default(),
         })
     }
 
@@ -65,21 +69,29 @@ impl Rpc {
     }
 
     fn count_request(&self, stream: bool, version: &str) {
-        let key = (stream, version.to_owned());
-        if let Some(counter) = self.by_version.read().get(&key) {
-            counter.inc();
-            return;
+        let known = self.by_version[usize::from(stream)].load();
+        match known.get(version) {
+            Some(counter) => counter.inc(),
+            None if known.len() >= VERSIONS_MAX || !is_version(version) => self.unknown[usize::from(stream)].inc(),
+            None => self.learn_version(stream, version).inc(),
         }
-        let mut known = self.by_version.write();
-        if known.len() >= VERSIONS_MAX || !is_version(version) {
-            self.unknown[usize::from(stream)].inc();
-            return;
+    }
+
+    fn learn_version(&self, stream: bool, version: &str) -> IntCounter {
+        let _alone = self.learning.lock();
+        let known = self.by_version[usize::from(stream)].load_full();
+        if let Some(counter) = known.get(version) {
+            return counter.clone();
+        }
+        if known.len() >= VERSIONS_MAX {
+            return self.unknown[usize::from(stream)].clone();
         }
         let kind = if stream { "stream" } else { "unary" };
-        known
-            .entry(key)
-            .or_insert_with(|| self.requests.with_label_values(&[kind, version]))
-            .inc();
+        let counter = self.requests.with_label_values(&[kind, version]);
+        let mut more = HashMap::clone(&known);
+        more.insert(version.into(), counter.clone());
+        self.by_version[usize::from(stream)].store(Arc::new(more));
+        counter
     }
 }
 

@@ -10,7 +10,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use quorate_api::{Code, Error, Status};
 use quorate_runtime::tls::ServerTls;
-use quorate_server::http::{Alarm, Check, Cors, HostWhitelist, HttpService, NodeState, Ops, Probe, ProbeFuture};
+use quorate_server::http::{
+    Alarm, Check, Cors, HostWhitelist, HttpService, Membership, NodeState, Ops, Probe, ProbeFuture,
+};
 use quorate_server::listen::{Gate, ListenLimits, Server, Service, bind};
 use quorate_server::rpc::{
     Api, CallContext, Incoming, Limits, Method, Outgoing, PieceFuture, Reply, ReplyBody, Rpc, RpcObserver,
@@ -191,6 +193,7 @@ pub struct Node {
     pub read_hangs: AtomicBool,
     pub health: [AtomicUsize; 2],
     pub checks: [AtomicUsize; 2],
+    pub membership: parking_lot::Mutex<Option<Membership>>,
 }
 
 impl NodeState for Node {
@@ -224,6 +227,10 @@ impl NodeState for Node {
 
     fn cluster_version(&self) -> Option<String> {
         self.has_leader().then(|| "3.7.0".to_owned())
+    }
+
+    fn membership(&self) -> Option<Membership> {
+        self.membership.lock().clone()
     }
 
     fn observe_health(&self, ok: bool) {

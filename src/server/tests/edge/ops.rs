@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use quorate_server::http::{Alarm, Cors, HostWhitelist, HttpService};
+use quorate_api::ClusterId;
+use quorate_api::proto::etcdserverpb::Member;
+use quorate_server::http::{Alarm, Cors, HostWhitelist, HttpService, Membership};
 use quorate_server::listen::{Server, Service, bind};
 
 use crate::kit::*;
@@ -233,6 +235,76 @@ async fn a_metrics_port_has_probes_and_nothing_else() {
             http1(addr, "GET", target, "").await.starts_with("HTTP/1.1 404"),
             "{target}"
         );
+    }
+    assert!(server.shutdown(std::time::Duration::from_secs(1)).await);
+}
+
+#[tokio::test]
+async fn metrics_are_compressed_for_those_who_ask() {
+    let edge = start();
+    let plain = http1(edge.addr, "GET", "/metrics", "").await;
+    assert!(!split(&plain).0.contains("Content-Encoding"), "{plain}");
+    let bytes = b"GET /metrics HTTP/1.1\r\nHost: edge\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n";
+    let answer = raw(edge.addr, bytes, std::time::Duration::from_secs(10)).await;
+    let head = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    let (head, body) = answer.split_at(head);
+    let head = String::from_utf8_lossy(head);
+    assert!(
+        head.starts_with("HTTP/1.1 200") && head.contains("Content-Encoding: gzip"),
+        "{head}"
+    );
+    assert_eq!(body[..2], [0x1f, 0x8b], "the mark of gzip");
+}
+
+#[tokio::test]
+async fn a_peer_port_answers_members_and_nothing_else() {
+    let node = std::sync::Arc::new(Node::default());
+    let binding = bind(&["http://127.0.0.1:0".parse().unwrap()], Default::default())
+        .unwrap()
+        .remove(0);
+    let addr = binding.local_addr().unwrap();
+    let server = Server::new(Default::default());
+    server.serve(binding, Service::peer(HttpService::peer(ops(&node)), None));
+
+    let answer = http1(addr, "GET", "/version", "").await;
+    assert!(answer.contains(r#""etcdserver":"3.7.1""#), "{answer}");
+    assert!(http1(addr, "GET", "/members", "").await.starts_with("HTTP/1.1 503"));
+    let member = |id, name: &str, is_learner| Member {
+        id,
+        name: name.to_owned(),
+        peer_ur_ls: vec!["http://10.0.0.1:2380".to_owned()],
+        client_ur_ls: if is_learner {
+            Vec::new()
+        } else {
+            vec!["http://10.0.0.1:2379".to_owned()]
+        },
+        is_learner,
+    };
+    *node.membership.lock() = Some(Membership {
+        cluster: ClusterId(0xcdf8_1819_4e3a_8c32),
+        members: vec![member(7, "m1", false), member(0x8e9e_05c5_2164_694d, "", true)],
+    });
+    let answer = http1(addr, "GET", "/members", "").await;
+    let (head, body) = split(&answer);
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert!(head.contains("Content-Type: application/json"), "{head}");
+    assert!(head.contains("X-Etcd-Cluster-Id: cdf818194e3a8c32"), "{head}");
+    let wanted = concat!(
+        r#"[{"id":7,"peerURLs":["http://10.0.0.1:2380"],"name":"m1","clientURLs":["http://10.0.0.1:2379"]},"#,
+        r#"{"id":10276657743932975437,"peerURLs":["http://10.0.0.1:2380"],"isLearner":true}]"#,
+        "\n"
+    );
+    assert_eq!(body, wanted);
+    for target in ["/members", "/version"] {
+        let answer = http1(addr, "POST", target, "").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 405") && answer.contains("Allow: GET"),
+            "{answer}"
+        );
+    }
+    for target in ["/members/", "/health", "/livez", "/metrics", "/debug/vars", "/raft"] {
+        let answer = http1(addr, "GET", target, "").await;
+        assert!(answer.starts_with("HTTP/1.1 404"), "{target}: {answer}");
     }
     assert!(server.shutdown(std::time::Duration::from_secs(1)).await);
 }

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -44,6 +44,7 @@ pub(crate) struct Walk {
     from: Resume,
     /// All of it has been compacted up to here at least.
     floor: i64,
+    begun: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +135,7 @@ impl State {
 impl Writer {
     /// One slice of the walk.
     pub(super) fn compact_slice(&mut self, keys_max: usize) -> Result<Progress, Error> {
+        let begun = Instant::now();
         let shared = self.shared.clone();
         // Nothing is compacted before something was applied.
         let Some(applied) = self.applied else {
@@ -154,10 +156,13 @@ impl Writer {
                 none.insert(Walk {
                     from: Resume::Start,
                     floor: i64::MAX,
+                    begun,
                 })
             }
         };
+        let walk_begun = walk.begun;
         let mut removed = Vec::new();
+        let index_begun = Instant::now();
         let (next, compacted) = {
             let mut mvcc = shared.mvcc.write();
             let compacted = mvcc.compacted;
@@ -165,18 +170,27 @@ impl Writer {
             walk.floor = walk.floor.min(floor);
             (mvcc.index.compact(&walk.from, floor, keys_max, &mut removed), compacted)
         };
+        let index_took = index_begun.elapsed();
         let done_to = walk.floor;
         match next {
             Some(next) => walk.from = next,
             None => self.walk = None,
         }
+        let rows = removed.len();
         if !removed.is_empty() {
             removed.iter().for_each(|id| shared.values.remove(*id));
             self.push_aside(applied, removed, Vec::new())?;
         }
+        let observer = &self.root.options.backend.observer;
+        observer.compacted(backend::CompactionSlice {
+            rows,
+            took: begun.elapsed(),
+            index_took,
+        });
         if self.walk.is_some() {
             return Ok(Progress::More);
         }
+        observer.compaction_ended(walk_begun.elapsed());
         let mut state = shared.compaction.state.lock();
         state.finished = state.finished.max(done_to);
         state.wanted |= done_to < compacted;

@@ -30,6 +30,10 @@ impl OpenReads {
         }
     }
 
+    pub fn count(&self) -> usize {
+        self.by_revision.lock().values().sum()
+    }
+
     pub fn oldest(&self) -> Option<i64> {
         self.by_revision.lock().keys().next().copied()
     }

@@ -103,6 +103,11 @@ impl Response {
         }
     }
 
+    /// Answers a request or ends a watcher; other responses without events are progress notices.
+    pub fn is_control(&self) -> bool {
+        self.created || self.canceled
+    }
+
     pub fn events_len(&self) -> usize {
         self.events.len()
     }

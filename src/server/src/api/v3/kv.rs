@@ -55,9 +55,6 @@ pub async fn txn(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Statu
     let Reply::Txn(mut response) = outcome.result? else {
         return Err(mismatched());
     };
-    if response.responses.len() > 1 {
-        member.counts.txns.inc();
-    }
     response.header = Some(member.header(outcome.revision));
     reply(&response)
 }

@@ -2,12 +2,13 @@
 
 use super::{decode, decode_streamed, mismatched, reply};
 use crate::member::Member;
+use crate::metrics::counts::StreamApi;
 use crate::rpc::{Incoming, Outgoing, Reply as RpcReply};
 use bytes::Bytes;
 use prost::Message;
 use quorate_api::proto::etcdserverpb as pb;
 use quorate_api::proto::quorate as wire;
-use quorate_api::{Error, LeaseId, Status};
+use quorate_api::{Code, Error, LeaseId, Status};
 use quorate_raft::lessor::Renewal;
 use quorate_store::command::{Command, Reply};
 use quorate_store::validate;
@@ -25,8 +26,6 @@ pub async fn grant(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Sta
             .await?;
         match outcome.result {
             Ok(Reply::LeaseGrant { id, ttl_secs }) => {
-                member.counts.leases_granted.inc();
-                member.counts.lease_ttl.observe(ttl_secs as f64);
                 let header = Some(member.header(outcome.revision));
                 return reply(&pb::LeaseGrantResponse {
                     header,
@@ -57,7 +56,6 @@ pub async fn revoke(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, St
         }))
         .await?;
     outcome.result?;
-    member.counts.leases_revoked.inc();
     reply(&pb::LeaseRevokeResponse {
         header: Some(member.header(outcome.revision)),
     })
@@ -100,7 +98,16 @@ pub async fn leases(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, St
 
 /// One answer a request, in order; an unknown lease is an answer and no error.
 pub async fn keep_alive(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: Outgoing) -> Result<(), Status> {
-    while let Some(message) = incoming.message().await? {
+    let counts = &member.counts;
+    let broken = |error: &Status| error.code != Code::Canceled;
+    loop {
+        let received = incoming.message().await;
+        let received = received.inspect_err(|error| {
+            if broken(error) {
+                counts.receive_failed(StreamApi::LeaseKeepAlive);
+            }
+        });
+        let Some(message) = received? else { return Ok(()) };
         let request: pb::LeaseKeepAliveRequest = decode_streamed(message)?;
         // Sampled before the renewal, as etcd does: a client may rely on nothing newer.
         let header = Some(member.header_now());
@@ -110,9 +117,13 @@ pub async fn keep_alive(member: &Arc<Member>, mut incoming: Incoming, mut outgoi
             id: request.id,
             ttl,
         };
-        outgoing.send(response.encode_to_vec()).await?;
+        let sent = outgoing.send(response.encode_to_vec()).await;
+        sent.inspect_err(|error| {
+            if broken(error) {
+                counts.send_failed(StreamApi::LeaseKeepAlive);
+            }
+        })?;
     }
-    Ok(())
 }
 
 /// The TTL that the lease has from now on; 0 when it is gone.

@@ -9,6 +9,7 @@ use quorate_api::proto::quorate::AlarmSet;
 use quorate_api::{Error, Status, version};
 use quorate_store::command::{Command, Reply};
 use std::sync::Arc;
+use std::time::Instant;
 
 pub fn status(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
     let _: pb::StatusRequest = decode(message)?;
@@ -64,7 +65,7 @@ pub async fn alarm(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Sta
                 _ => return Err(mismatched()),
             }
         }
-        // An action or alarm that nobody knows changes nothing (etcd's process ends here).
+        // An action or alarm that nobody knows changes nothing.
         _ => Vec::new(),
     };
     reply(&pb::AlarmResponse {
@@ -78,7 +79,9 @@ pub async fn hash_kv(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, S
     member.linearize().await?;
     let store = member.store.clone();
     // Walks the whole history: off the threads that serve.
+    let begun = Instant::now();
     let hashed = tokio::task::spawn_blocking(move || store.hash_kv(request.revision)).await;
+    member.counts.hash_took.observe(begun.elapsed().as_secs_f64());
     let hash = hashed.map_err(|_| Status::from(Error::Stopped))??;
     reply(&pb::HashKvResponse {
         header: Some(member.header(hash.revision)),

@@ -13,6 +13,7 @@ use quorate_api::proto::etcdserverpb::{self as pb, range_request::SortOrder, ran
 use quorate_api::{Error, Status};
 use quorate_store::{RangeAnswer, validate};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Keys that a request may select to be looked up on the thread that serves its connection.
 const INLINE_KEYS: i64 = 1000;
@@ -23,14 +24,27 @@ const STREAM_KEYS_FIRST: usize = 10;
 pub async fn range(member: &Arc<Member>, message: Bytes) -> Result<Reply, Status> {
     let request: pb::RangeRequest = decode(message)?;
     validate::range(&request)?;
-    if !request.serializable {
-        member.linearize().await?;
-    }
-    let (answer, held) = select(member, request).await?;
-    member.counts.ranges.inc();
+    let begun = Instant::now();
+    let selected = linearized(member, request).await;
+    member.counts.range_answered(selected.is_ok(), begun.elapsed());
+    let (answer, held) = selected?;
     let mut parts = Parts::new(held.into_iter().collect());
     push_range(&mut parts, answer, |answer| member.header(answer.revision));
     parts.reply()
+}
+
+/// The selection, behind a barrier unless it is serializable.
+async fn linearized(
+    member: &Arc<Member>,
+    request: pb::RangeRequest,
+) -> Result<(RangeAnswer, Option<Reserved>), Status> {
+    if !request.serializable {
+        member.linearize().await?;
+    }
+    let begun = Instant::now();
+    let selected = select(member, request).await;
+    member.counts.selected(selected.is_ok(), begun.elapsed());
+    selected
 }
 
 /// A RangeResponse: header, pairs, `more` and `count`.
@@ -120,6 +134,7 @@ fn filters(request: &pb::RangeRequest) -> [i64; 4] {
 
 /// Never replicated: it runs on local state, behind a barrier unless all of it is serializable.
 pub async fn read_only_txn(member: &Arc<Member>, request: pb::TxnRequest) -> Result<Reply, Status> {
+    let begun = Instant::now();
     if !validate::is_serializable(&request) {
         member.linearize().await?;
     }
@@ -128,7 +143,9 @@ pub async fn read_only_txn(member: &Arc<Member>, request: pb::TxnRequest) -> Res
     } else {
         off_thread(member, move |store| store.read_txn(&request)).await?
     };
-    member.counts.ranges.inc_by(answer.ranges.len() as u64);
+    member
+        .counts
+        .read_only_txn_answered(answer.ranges.len(), begun.elapsed());
     let mut held = Vec::new();
     for range in &answer.ranges {
         held.extend(reserve(member, range).await?);
@@ -187,11 +204,7 @@ pub async fn stream(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: 
     if filters(&request) != [0; 4] {
         return Err(Error::RangeStreamFilter.into());
     }
-    if !request.serializable {
-        member.linearize().await?;
-    }
-    let (mut answer, _held) = select(member, request).await?;
-    member.counts.ranges.inc();
+    let (mut answer, _held) = linearized(member, request).await?;
     let header = member.header(answer.revision);
     let mut keys = STREAM_KEYS_FIRST;
     loop {

@@ -2,14 +2,15 @@
 
 use super::decode_streamed;
 use crate::member::Member;
+use crate::metrics::counts::{StreamApi, Told};
 use crate::rpc::{CallContext, Incoming, Outgoing};
 use parking_lot::Mutex;
 use quorate_api::proto::etcdserverpb::{self as pb, watch_request::RequestUnion};
-use quorate_api::{Error, Status};
+use quorate_api::{Code, Error, Status};
 use quorate_store::watch::{Header, Segments, WatchStream};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Serves one stream until the client ends it. A half-closed stream goes on: its watchers keep running.
 pub async fn serve(
@@ -22,16 +23,21 @@ pub async fn serve(
     let stream = Mutex::new(member.hub.stream());
     // Requests and responses flow independently: a client that does not read may still cancel.
     tokio::select! {
-        ended = requests(&stream, incoming) => ended,
+        ended = requests(member, &stream, incoming) => ended,
         ended = responses(member, &stream, outgoing) => ended,
         () = leader_lost(member), if call.requires_leader() => Err(Error::NoLeader.into()),
     }
 }
 
-async fn requests(stream: &Mutex<WatchStream>, mut incoming: Incoming) -> Result<(), Status> {
+async fn requests(member: &Member, stream: &Mutex<WatchStream>, mut incoming: Incoming) -> Result<(), Status> {
     loop {
         poll_fn(|cx| stream.lock().poll_ready(cx)).await;
-        let Some(message) = incoming.message().await? else {
+        let received = incoming.message().await.inspect_err(|error| {
+            if is_broken(error) {
+                member.counts.receive_failed(StreamApi::Watch);
+            }
+        });
+        let Some(message) = received? else {
             return std::future::pending().await;
         };
         let request: pb::WatchRequest = decode_streamed(message)?;
@@ -59,9 +65,25 @@ async fn responses(member: &Member, stream: &Mutex<WatchStream>, mut outgoing: O
             member_id: member.id.0,
             raft_term: member.node.term(),
         };
+        let told = match response.events_len() {
+            0 if response.is_control() => Told::Control,
+            0 => Told::Progress,
+            events => Told::Events(events),
+        };
         response.encode(&header, &mut segments);
-        outgoing.send(segments.take()).await?;
+        let begun = Instant::now();
+        outgoing.send(segments.take()).await.inspect_err(|error| {
+            if is_broken(error) {
+                member.counts.send_failed(StreamApi::Watch);
+            }
+        })?;
+        member.counts.told(told, begun.elapsed());
     }
+}
+
+/// Other than by the client's wish.
+fn is_broken(error: &Status) -> bool {
+    error.code != Code::Canceled
 }
 
 /// Returns when no leader was known for three election timeouts in a row.

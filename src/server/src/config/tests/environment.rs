@@ -113,3 +113,20 @@ fn planted_secrets_are_not_logged() {
     assert!(!format!("{exit:?}").contains("hunter2"), "{exit:?}");
     assert_eq!(exit.code, 1);
 }
+
+#[test]
+fn a_value_that_is_no_text_is_refused() {
+    use std::os::unix::ffi::OsStringExt;
+    let load = |name: &str, args: &[&str]| {
+        let args = std::iter::once("quorate").chain(args.iter().copied());
+        let value = OsString::from_vec(b"/srv/\xff".to_vec());
+        load(args.map(OsString::from), [(OsString::from(name), value)].into_iter())
+    };
+    assert_refused(
+        &load("ETCD_DATA_DIR", &[]).unwrap_err(),
+        "failed to verify flags",
+        "invalid value \"/srv/\u{fffd}\" for ETCD_DATA_DIR: it is not valid UTF-8",
+    );
+    load("ETCD_NOBODYS", &[]).unwrap();
+    load("PATH", &[]).unwrap();
+}

@@ -64,7 +64,7 @@ grpc-keepalive-timeout: -1
 quota-backend-bytes: 1e3
 listen-client-urls: http://127.0.0.1:2,http://127.0.0.1:1
 initial-cluster-state: ''
-strict-reconfig-check: no
+memory-mlock: no
 log-outputs: [stderr, stdout]
 log-level: debug
 client-transport-security: {cert-file: c, key-file: k, client-cert-auth: true, nope: 1}
@@ -80,7 +80,6 @@ peer-transport-security:
     assert_eq!(config.grpc_keepalive_timeout, None);
     assert_eq!(config.quota_backend, Some(ByteSize(1000)));
     assert_eq!(config.listen_client_urls.len(), 2);
-    assert!(!config.strict_reconfig_check);
     assert_eq!(config.log.level, Level::Debug);
     assert_eq!(config.log.outputs, [Output::Stderr, Output::Stdout]);
     assert_eq!(config.client_tls.cert_file, Some("c".into()));
@@ -99,6 +98,9 @@ peer-transport-security:
         ),
         ("m1", 5, 0)
     );
+    // an empty list of outputs is no wish for silence
+    let config = from_file("log-outputs: []").unwrap().config;
+    assert_eq!(config.log, telemetry::Options::default());
     for empty in ["", "---\n", "# nothing\n", "{}", "~"] {
         assert_eq!(from_file(empty).unwrap().config.name, "default");
     }

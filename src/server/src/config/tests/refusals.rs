@@ -189,21 +189,22 @@ fn tls_listeners_need_their_files() {
     assert_eq!(ignored.len(), 2);
 }
 
+/// At whatever level is logged: a process that ends without a word can't be helped.
 #[test]
-fn nothing_is_written_before_a_refusal() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("data");
-    let arg = format!("--data-dir={}", data.display());
-    for bad in [
-        "--auto-tls",
-        "--heartbeat-interval=0",
-        "--listen-peer-urls=https://127.0.0.1:1",
-        "--nope",
-    ] {
-        assert_ne!(refused(&[&arg, bad]).code, 0);
+fn the_reason_is_said_at_every_level() {
+    for level in ["info", "error", "fatal"] {
+        let temp = tempfile::tempdir().unwrap();
+        let log = temp.path().join("log");
+        let exit = refused(&[
+            &format!("--log-outputs={}", log.display()),
+            &format!("--log-level={level}"),
+            "--heartbeat-interval=0",
+        ]);
+        exit.emit();
+        let lines = std::fs::read_to_string(&log).unwrap();
+        assert!(lines.contains("--heartbeat-interval must be >0"), "{level}: {lines}");
+        assert_eq!(lines.contains("Running: "), level == "info", "{lines}");
     }
-    load_with(&[&arg], &[]).unwrap();
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]

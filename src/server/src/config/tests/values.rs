@@ -19,7 +19,6 @@ fn defaults_are_etcds() {
         initial_cluster: "default=http://localhost:2380".into(),
         initial_cluster_state: ClusterState::New,
         initial_cluster_token: "etcd-cluster".into(),
-        strict_reconfig_check: true,
         client_tls: TlsFiles::default(),
         cors: None,
         host_whitelist: None,
@@ -34,8 +33,6 @@ fn defaults_are_etcds() {
         snapshot_catchup_entries: 5_000,
         heartbeat_interval: Duration::from_millis(100),
         election_timeout: Duration::from_secs(1),
-        compaction_batch_limit: 1_000,
-        compaction_sleep_interval: Duration::from_millis(10),
         watch_progress_notify_interval: Duration::from_secs(600),
         warning_apply_duration: Duration::from_millis(100),
         warning_unary_request_duration: Duration::from_millis(300),
@@ -74,11 +71,10 @@ fn every_supported_flag_takes_effect() {
             c.initial_cluster_state == ClusterState::Existing
         }),
         ("--initial-cluster-token=t", |c| c.initial_cluster_token == "t"),
-        ("--strict-reconfig-check=false", |c| !c.strict_reconfig_check),
         ("--cert-file=c", |c| c.client_tls.cert_file == Some("c".into())),
         ("--key-file=k", |c| c.client_tls.key_file == Some("k".into())),
         ("--trusted-ca-file=a", |c| {
-            c.client_tls.verifies_clients() && c.client_tls.is_empty()
+            c.client_tls.trusted_ca_file == Some("a".into()) && c.client_tls.is_empty()
         }),
         ("--client-cert-auth", |c| c.client_tls.client_cert_auth),
         ("--quota-backend-bytes=-1", |c| c.quota_backend.is_none()),
@@ -108,11 +104,6 @@ fn every_supported_flag_takes_effect() {
         }),
         ("--election-timeout=50000", |c| {
             c.election_timeout == Duration::from_secs(50)
-        }),
-        ("--compaction-batch-limit=9", |c| c.compaction_batch_limit == 9),
-        ("--compaction-batch-limit=-9", |c| c.compaction_batch_limit == 1_000),
-        ("--compaction-sleep-interval=1ms", |c| {
-            c.compaction_sleep_interval == Duration::from_millis(1)
         }),
         ("--watch-progress-notify-interval=1m", |c| {
             c.watch_progress_notify_interval == Duration::from_secs(60)
