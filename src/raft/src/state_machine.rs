@@ -19,6 +19,7 @@ use quorate_store::{Applied, Applier, Error, Image, Received, Store, backend};
 use std::io;
 use std::sync::Arc;
 use tokio::sync::watch;
+use tracing::error;
 
 /// What a snapshot is made of, at either end of a transfer.
 #[derive(Debug)]
@@ -74,9 +75,18 @@ impl StateMachine {
         let commands = batch.commands().map_err(|error| invalid(at, &error))?;
         let leases = commands.iter().map(LeaseChange::of).collect::<Vec<_>>();
         self.outcomes.clear();
-        self.applier
-            .apply(at, commands, &mut self.outcomes)
-            .map_err(io::Error::other)?;
+        let applied = if self.listeners.proposer.awaits(batch.origin()) {
+            self.applier.apply(at, commands, &mut self.outcomes)
+        } else {
+            self.applier.apply_unheard(at, commands, &mut self.outcomes)
+        };
+        applied.map_err(io::Error::other)?;
+        let unreadable = |outcome: &Outcome| outcome.result == Err(quorate_api::Error::AnswerUnreadable);
+        if self.outcomes.iter().any(unreadable)
+            && let Some(error) = self.applier.take_unread()
+        {
+            error!(index = at.index, %error, "a value that an answer needs can't be read");
+        }
         for (change, outcome) in leases.into_iter().zip(&self.outcomes) {
             change.tell(&self.listeners.lessor, outcome);
         }
