@@ -811,7 +811,7 @@ fn equal_stores_have_equal_hashes() {
 #[test]
 fn hashes_are_those_of_etcd() {
     let everything = || delete("\0", "\0");
-    let steps: Vec<(Vec<Command>, Vec<(i64, Hashed)>)> = vec![
+    let steps: Vec<(Vec<Command>, Answers)> = vec![
         (
             vec![
                 put("a", "1"),
@@ -938,6 +938,8 @@ fn hashes_are_those_of_etcd() {
 
 /// Hash, compacted revision and the revision that was hashed; None if it is gone.
 type Hashed = Option<(u32, i64, i64)>;
+/// For each revision that is asked for.
+type Answers = Vec<(i64, Hashed)>;
 
 fn hashed(node: &Node, revision: i64) -> Hashed {
     match node.store.hash_kv(revision) {
