@@ -4,6 +4,7 @@
 //! - [`op`]: an operation and its literal form; [`generate`]: sequences from a seed;
 //! - [`side`]: one server, its watch streams and what is due on them ([`watchers`]);
 //! - [`reply`]: answers in comparable form; [`differences`]: where 3.4 is known to differ from 3.7;
+//! - [`hashes`]: `HashKV` over a history of its own;
 //! - [`pair`]: both servers in step, and shrinking; [`scripted`]: edges that chance would not find;
 //!   [`regressions`]: sequences that once disagreed.
 //!
@@ -13,6 +14,7 @@
 
 mod differences;
 mod generate;
+mod hashes;
 mod op;
 mod pair;
 mod regressions;
@@ -65,6 +67,7 @@ async fn quorate_answers_as_etcd_does() {
         contest.oracle.version
     );
     let began = Instant::now();
+    hashes::agree(&contest).await;
     kept_sequences_agree(&contest).await;
     scripted_edges_agree(&contest).await;
     println!("kept and scripted sequences agree after {:?}", began.elapsed());

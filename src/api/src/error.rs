@@ -39,6 +39,10 @@ catalogue! {
     RequestTooLarge = InvalidArgument, "etcdserver: request is too large";
     /// etcd's server sends Unknown here, though its client library also knows a ResourceExhausted form.
     TooManyRequests = Unknown, "etcdserver: too many requests";
+    /// Ours: etcd puts the answer together whatever it takes. Clients of etcd see the text and know no better.
+    AnswerTooLarge = ResourceExhausted, "the answer would take too much memory, so nothing was done: ask for fewer pairs at a time (a limit, fewer ranges in one transaction, no prev_kv), or again when others ask for less";
+    /// Ours: etcd ends the process.
+    AnswerUnreadable = DataLoss, "the request was executed, but its answer needs a value that can't be read from this member's disk: restore the member from its peers or from a snapshot";
     RangeStreamSort = Unimplemented, "RangeStream does not support custom sort orders";
     RangeStreamFilter = Unimplemented, "RangeStream does not support revision filters";
 

@@ -172,6 +172,11 @@ impl Proposer {
         }
     }
 
+    /// Whether the outcomes of a batch are waited for here.
+    pub(crate) fn awaits(&self, origin: Origin) -> bool {
+        self.tracker.awaits(origin)
+    }
+
     /// Answers a batch that was applied here: one pass over its waiters.
     pub(crate) fn applied(&self, origin: Origin, index: u64, outcomes: impl Iterator<Item = command::Outcome>) {
         let Some(waiters) = self.tracker.take(origin) else {

@@ -21,6 +21,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::watch;
+use tracing::error;
 
 /// What a snapshot is made of, at either end of a transfer.
 #[derive(Debug)]
@@ -80,9 +81,18 @@ impl StateMachine {
         let ops = commands.iter().map(Op::of).collect::<Vec<_>>();
         self.outcomes.clear();
         let begun = Instant::now();
-        self.applier
-            .apply(at, commands, &mut self.outcomes)
-            .map_err(io::Error::other)?;
+        let applied = if self.listeners.proposer.awaits(batch.origin()) {
+            self.applier.apply(at, commands, &mut self.outcomes)
+        } else {
+            self.applier.apply_unheard(at, commands, &mut self.outcomes)
+        };
+        applied.map_err(io::Error::other)?;
+        let unreadable = |outcome: &Outcome| outcome.result == Err(quorate_api::Error::AnswerUnreadable);
+        if self.outcomes.iter().any(unreadable)
+            && let Some(error) = self.applier.take_unread()
+        {
+            error!(index = at.index, %error, "a value that an answer needs can't be read");
+        }
         self.listeners.observer.applied(&ops, &self.outcomes, begun.elapsed());
         for (change, outcome) in leases.into_iter().zip(&self.outcomes) {
             change.tell(&self.listeners.lessor, outcome);

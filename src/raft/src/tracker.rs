@@ -47,9 +47,18 @@ impl Tracker {
         debug_assert!(before.is_none(), "sequence {sequence} used twice");
     }
 
+    /// Somebody here waits for the batch. When it is committed and nobody does, nobody will.
+    pub fn awaits(&self, origin: Origin) -> bool {
+        self.is_own(origin) && self.waiting.lock().contains_key(&origin.sequence)
+    }
+
+    fn is_own(&self, origin: Origin) -> bool {
+        origin.member == self.member && origin.boot == self.boot
+    }
+
     /// Takes the waiters of a batch, if it was made by this process and is still waited for.
     pub fn take(&self, origin: Origin) -> Option<Vec<Waiter>> {
-        if origin.member != self.member || origin.boot != self.boot {
+        if !self.is_own(origin) {
             return None;
         }
         self.waiting.lock().remove(&origin.sequence)
@@ -60,5 +69,24 @@ impl Tracker {
         for waiter in all.into_values().flatten() {
             let _ = waiter.send(Err(error));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_own_batches_of_this_start_are_awaited() {
+        let tracker = Tracker::new(7, 2);
+        tracker.register(1, Vec::new());
+        let own = tracker.origin(1);
+        assert!(tracker.awaits(own));
+        assert!(!tracker.awaits(tracker.origin(2)));
+        assert!(!tracker.awaits(Origin { member: 8, ..own }));
+        // A batch of before the restart, applied again.
+        assert!(!tracker.awaits(Origin { boot: 1, ..own }));
+        tracker.take(own);
+        assert!(!tracker.awaits(own));
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! * [`step`] — one entry being applied: the commands, and what they do to keys and tables;
 //! * [`txn`] — transactions: plan, checks, execution;
+//! * [`size`] — how large answers may be, settled before anything runs;
 //! * [`fill`] — values of answers, read when no lock is held any more;
 //! * [`compaction`] — removing what compaction took, in slices between the entries.
 //!
@@ -10,6 +11,7 @@
 
 pub(crate) mod compaction;
 mod fill;
+mod size;
 mod step;
 mod txn;
 
@@ -20,7 +22,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::compaction::{Progress, Walk};
-use self::step::Step;
+use self::step::{Compaction, Step};
 use crate::backend::{self, Applied, Change, Durable, SystemTable, SystemWrite};
 use crate::command::{Command, Outcome};
 use crate::error::Error;
@@ -43,6 +45,7 @@ pub(crate) struct Writer {
     applied: Option<Applied>,
     membership: Option<Bytes>,
     walk: Option<Walk>,
+    unread: Option<Error>,
     failed: bool,
 }
 
@@ -61,6 +64,7 @@ impl Applier {
             applied,
             membership,
             walk: None,
+            unread: None,
             failed: false,
         }));
         let worker = match background {
@@ -68,11 +72,6 @@ impl Applier {
             false => None,
         };
         Ok(Self { writer, worker })
-    }
-
-    /// From now on changes go to `sink`. The hub of watchers reads history from the store, so the store is there first.
-    pub fn publish_to(&mut self, sink: Box<dyn EventSink>) {
-        self.writer.lock().sink = sink;
     }
 
     /// The last entry whose effects are in the store; the log goes on behind it.
@@ -89,7 +88,27 @@ impl Applier {
     /// sink has their events. Any command that can be decoded can be applied; an error here is one of this member's
     /// disk, and final.
     pub fn apply(&mut self, entry: Applied, commands: Vec<Command>, out: &mut Vec<Outcome>) -> Result<(), Error> {
-        self.writer.lock().run(|writer| writer.apply(entry, commands, out))
+        self.writer
+            .lock()
+            .run(|writer| writer.apply(entry, commands, true, out))
+    }
+
+    /// The same where nobody waits for the answers: an entry of another member, or one of before a start. They have no
+    /// pairs then, and nothing is read that only an answer needs. All else is the same.
+    pub fn apply_unheard(
+        &mut self,
+        entry: Applied,
+        commands: Vec<Command>,
+        out: &mut Vec<Outcome>,
+    ) -> Result<(), Error> {
+        self.writer
+            .lock()
+            .run(|writer| writer.apply(entry, commands, false, out))
+    }
+
+    /// Why an outcome was [`quorate_api::Error::AnswerUnreadable`] since the last call.
+    pub fn take_unread(&mut self) -> Option<Error> {
+        self.writer.lock().unread.take()
     }
 
     /// Notes an entry without commands, and the membership if it carries one: opaque bytes, given back after a start.
@@ -117,9 +136,12 @@ impl Applier {
         Ok(shared.backend.flush()?)
     }
 
-    /// Without a compacting thread: removes a slice of what compaction took. False when there is nothing more to do
+    /// Without a compacting thread: removes a slice of what compaction took, `keys_max` keys looked at and as many
+    /// versions removed at most. False when there is nothing more to do
     /// at the moment.
     pub fn compact_step(&mut self, keys_max: usize) -> Result<bool, Error> {
+        let shared = self.writer.lock().shared.clone();
+        while shared.hash_step() {}
         let mut writer = self.writer.lock();
         let progress = writer.run(|writer| writer.compact_slice(keys_max))?;
         let shared = writer.shared.clone();
@@ -137,6 +159,7 @@ impl Drop for Applier {
             // A panic of the thread has been reported by the panic hook; there is nothing to add.
             let _ = worker.join();
         }
+        shared.compaction.fail_all(&backend::Error::Closed.into());
     }
 }
 
@@ -161,11 +184,17 @@ impl Writer {
         }
     }
 
-    fn apply(&mut self, entry: Applied, commands: Vec<Command>, out: &mut Vec<Outcome>) -> Result<(), Error> {
+    fn apply(
+        &mut self,
+        entry: Applied,
+        commands: Vec<Command>,
+        answers: bool,
+        out: &mut Vec<Outcome>,
+    ) -> Result<(), Error> {
         self.follows(entry)?;
         let shared = self.shared.clone();
         let first = out.len();
-        let mut step = Step::new(&shared, entry.term);
+        let mut step = Step::new(&shared, entry.term, answers);
         for command in commands {
             out.push(step.run(command)?);
         }
@@ -183,10 +212,16 @@ impl Writer {
         if !done.batches.is_empty() {
             self.sink.publish(done.batches);
         }
-        if done.compaction_begun {
+        if !done.compactions.is_empty() {
+            for Compaction { revision, previous } in done.compactions {
+                // Nothing has been removed for it: that, too, takes the writer.
+                shared.hashes.owe(revision, previous, shared.reads.pin(previous));
+            }
             shared.compaction.begin();
         }
-        fill::fill(&shared, &mut out[first..], &done.fills)
+        let unread = fill::fill(&shared, &mut out[first..], &done.fills);
+        self.unread = done.unread.or(unread).or_else(|| self.unread.take());
+        Ok(())
     }
 
     fn apply_empty(&mut self, entry: Applied, raft_membership: Option<Bytes>) -> Result<(), Error> {
@@ -269,3 +304,190 @@ impl Writer {
 
 /// Keys that one hold of the lock deletes or reads while an entry is applied.
 const APPLY_SLICE_KEYS: usize = SLICE_KEYS;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use quorate_api::Error as Answer;
+    use quorate_api::proto::etcdserverpb::request_op::Request;
+    use quorate_api::proto::etcdserverpb::{self as pb};
+
+    use super::*;
+    use crate::backend::RowId;
+    use crate::command::Reply;
+    use crate::store::{Options, Store};
+
+    pub struct Node {
+        pub store: Store,
+        pub applier: Applier,
+        index: u64,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Node {
+        pub fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let mut options = Options {
+                background_compaction: false,
+                // Values come from where they are stored.
+                value_cache_bytes: 0,
+                ..Options::default()
+            };
+            options.backend.reserve_bytes = 0;
+            let (store, applier) = Store::open(&folder.path().join("store"), options, Box::new(())).unwrap();
+            Self {
+                store,
+                applier,
+                index: 0,
+                _folder: folder,
+            }
+        }
+
+        pub fn next(&mut self) -> Applied {
+            self.index += 1;
+            Applied {
+                index: self.index,
+                term: 1,
+            }
+        }
+
+        pub fn apply(&mut self, commands: Vec<Command>) -> Vec<Outcome> {
+            let entry = self.next();
+            let mut outcomes = Vec::new();
+            self.applier.apply(entry, commands, &mut outcomes).unwrap();
+            outcomes
+        }
+    }
+
+    pub fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Command {
+        Command::Put(pb::PutRequest {
+            key: key.into(),
+            value: value.into(),
+            ..Default::default()
+        })
+    }
+
+    fn op(request: Request) -> pb::RequestOp {
+        pb::RequestOp { request: Some(request) }
+    }
+
+    /// A bad value ends neither the node nor the command whose answer would show it; and where nobody hears the answer,
+    /// it is not even looked at. What the others answer is whole.
+    #[test]
+    fn a_value_that_cannot_be_read_costs_one_answer() {
+        let put_prev = |key: &'static str| {
+            Command::Put(pb::PutRequest {
+                key: key.into(),
+                value: "new".into(),
+                prev_kv: true,
+                ..Default::default()
+            })
+        };
+        let sorted_by_value = || {
+            Command::Txn(pb::TxnRequest {
+                success: vec![
+                    op(Request::RequestPut(pb::PutRequest {
+                        key: "written".into(),
+                        ..Default::default()
+                    })),
+                    op(Request::RequestRange(pb::RangeRequest {
+                        key: "good".into(),
+                        range_end: "h".into(),
+                        ..Default::default()
+                    })),
+                    op(Request::RequestRange(pb::RangeRequest {
+                        key: "a".into(),
+                        range_end: "z".into(),
+                        sort_target: 4,
+                        sort_order: 1,
+                        ..Default::default()
+                    })),
+                ],
+                ..Default::default()
+            })
+        };
+        let mut node = Node::new();
+        node.apply(vec![put("bad", "1"), put("good", "2")]);
+        let entry = node.next();
+        // Behind the back of the index, as a damaged file would have it.
+        let lost = RowId { main: 2, sub: 0 };
+        node.applier
+            .writer
+            .lock()
+            .push_aside(entry, vec![lost], Vec::new())
+            .unwrap();
+        node.store.flush().unwrap();
+
+        let outcomes = node.apply(vec![sorted_by_value(), put_prev("bad"), put_prev("good")]);
+        assert_eq!(outcomes[0].result, Err(Answer::AnswerUnreadable));
+        assert_eq!(outcomes[1].result, Err(Answer::AnswerUnreadable));
+        let Ok(Reply::Put(pb::PutResponse {
+            prev_kv: Some(prev), ..
+        })) = &outcomes[2].result
+        else {
+            panic!("{outcomes:?}")
+        };
+        assert_eq!(prev.value, "2");
+        assert_eq!(
+            outcomes.iter().map(|outcome| outcome.revision.0).collect::<Vec<_>>(),
+            [4, 5, 6]
+        );
+        assert!(node.applier.take_unread().is_some(), "somebody has to tell");
+        assert!(node.applier.take_unread().is_none());
+        assert_eq!(node.store.live_keys(), 3);
+
+        let mut node = Node::new();
+        node.apply(vec![put("bad", "1"), put("good", "2")]);
+        let entry = node.next();
+        node.applier
+            .writer
+            .lock()
+            .push_aside(entry, vec![lost], Vec::new())
+            .unwrap();
+        node.store.flush().unwrap();
+        let entry = node.next();
+        let mut outcomes = Vec::new();
+        let commands = vec![sorted_by_value(), put_prev("bad"), put_prev("good")];
+        node.applier.apply_unheard(entry, commands, &mut outcomes).unwrap();
+        assert!(outcomes.iter().all(|outcome| outcome.result.is_ok()));
+        assert_eq!(node.store.revision().0, 6);
+    }
+
+    /// B43: a slice of compaction is bounded by keys and by versions, whatever the history looks like, so that apply
+    /// gets its turn; and what is written meanwhile does not keep it from coming to its end.
+    #[test]
+    fn compaction_keeps_up_without_stalls() {
+        const SLICE: usize = 100;
+        let mut node = Node::new();
+        let shared = node.applier.writer.lock().shared.clone();
+        let versions = || -> usize {
+            let index = &shared.mvcc.read().index;
+            index.dump().iter().map(|(_, versions)| versions.len()).sum()
+        };
+        let hot: Vec<Command> = (0..5000).map(|number: u32| put("hot", number.to_string())).collect();
+        let wide = |value: &'static str| (0..1000).map(move |number: u32| put(format!("wide{number}"), value));
+        node.apply(hot);
+        node.apply(wide("old").collect());
+        node.apply(wide("new").collect());
+        node.apply(vec![Command::Compact(pb::CompactionRequest {
+            revision: node.store.revision().0,
+            physical: false,
+        })]);
+        let (all, kept) = (versions(), 1001);
+        let mut slices = 0;
+        loop {
+            let before = versions();
+            let more = node.applier.compact_step(SLICE).unwrap();
+            let removed = before - versions();
+            assert!(removed <= SLICE, "{removed} versions in one slice");
+            slices += 1;
+            if !more {
+                break;
+            }
+            node.apply(vec![put("hot", "meanwhile")]);
+        }
+        assert_eq!(versions(), kept + slices - 1, "all is gone that can go");
+        // Leaves are looked at whole.
+        let enough = (all - kept).div_ceil(SLICE) + 2 * 1001 / SLICE;
+        assert!(slices <= enough, "{slices} slices, {enough} would do");
+    }
+}

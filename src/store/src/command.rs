@@ -13,7 +13,8 @@ use quorate_api::{Error, Revision};
 pub use wire::command::Kind as Command;
 
 /// How a command ended: the store's revision right after it, and the answer without its header (the member that took
-/// the request fills that in) or the error that it earned. An error means that nothing was changed.
+/// the request fills that in) or the error that it earned. An error means that nothing was changed, but for
+/// [`Error::AnswerUnreadable`]: then it is the answer that this member can't give.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     pub revision: Revision,

@@ -15,7 +15,7 @@
 //! `Shared`, put in the place of the old one by one store of a pointer. Who began to read before reads on in the old
 //! one, index and file, which goes when the last of them does.
 
-mod hash;
+pub(crate) mod hash;
 mod history;
 mod image;
 mod install;
@@ -42,6 +42,7 @@ use crate::mvcc::values::Values;
 use crate::tables::Tables;
 
 pub use self::hash::HashKv;
+use self::hash::Hashes;
 pub use self::image::{Image, Pieces};
 pub use self::install::{Incoming, Received};
 pub(crate) use self::open::Restored;
@@ -102,6 +103,7 @@ pub(crate) struct Shared {
     pub backend: Backend,
     pub values: Values,
     pub reads: Arc<OpenReads>,
+    pub hashes: Hashes,
     /// The thread and those who wait for it stay, whatever file it works on.
     pub compaction: Arc<Compaction>,
     pub range_bytes_max: usize,
@@ -193,10 +195,6 @@ impl Store {
     /// By ascending id.
     pub fn leases(&self) -> Vec<LeaseInfo> {
         self.root.current.load().tables.read().leases.iter().collect()
-    }
-
-    pub fn lease_count(&self) -> usize {
-        self.root.current.load().tables.read().leases.len()
     }
 
     /// Attached keys in byte order; none for a lease that is not there.

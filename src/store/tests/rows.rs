@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "model/chance.rs"]
+mod chance;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -344,7 +347,7 @@ fn apply_accepts_any_decodable_command() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+    #![proptest_config(chance::config(256))]
     /// A22, A44: whatever bytes decode to, two stores apply alike, and neither panics.
     #[test]
     fn bytes_that_decode_apply(seed in prop::collection::vec(any::<u8>(), 0..24), which in 0..12usize, at in any::<prop::sample::Index>()) {
@@ -800,4 +803,375 @@ fn equal_stores_have_equal_hashes() {
         Err(Error::Refused(Answer::FutureRevision))
     ));
     assert_eq!((hash.at, hash.revision, hash.compacted), (Revision(5), Revision(5), -1));
+}
+
+/// What etcd 3.7.1 answered to the same requests, over the same history: hashes with the compactions that they allow
+/// for, those of the last ten compactions among them. The one of revision 8 is another one before and after it is
+/// compacted, for no key exists there.
+#[test]
+fn hashes_are_those_of_etcd() {
+    let everything = || delete("\0", "\0");
+    let steps: Vec<(Vec<Command>, Answers)> = vec![
+        (
+            vec![
+                put("a", "1"),
+                put("b", "1"),
+                put("a", "2"),
+                delete("b", ""),
+                put("c", "x"),
+            ],
+            vec![
+                (0, Some((2_393_867_561, -1, 6))),
+                (1, Some((1_084_519_789, -1, 1))),
+                (2, Some((2_587_454_935, -1, 2))),
+                (3, Some((2_143_169_314, -1, 3))),
+                (4, Some((3_086_679_940, -1, 4))),
+                (5, Some((1_416_966_122, -1, 5))),
+                (6, Some((2_393_867_561, -1, 6))),
+            ],
+        ),
+        (
+            vec![compact(4)],
+            vec![
+                (0, Some((2_803_583_115, 4, 6))),
+                (4, Some((3_086_679_940, -1, 4))),
+                (5, Some((194_725_478, 4, 5))),
+                (6, Some((2_803_583_115, 4, 6))),
+            ],
+        ),
+        (
+            vec![put("a", "3"), compact(5)],
+            vec![
+                (4, Some((3_086_679_940, -1, 4))),
+                (5, Some((194_725_478, 4, 5))),
+                (6, Some((327_828_210, 5, 6))),
+                (7, Some((3_800_911_868, 5, 7))),
+                (0, Some((3_800_911_868, 5, 7))),
+            ],
+        ),
+        (
+            vec![everything()],
+            vec![
+                (7, Some((3_800_911_868, 5, 7))),
+                (8, Some((1_384_936_607, 5, 8))),
+                (0, Some((1_384_936_607, 5, 8))),
+            ],
+        ),
+        (
+            vec![compact(7)],
+            vec![
+                (4, Some((3_086_679_940, -1, 4))),
+                (5, Some((194_725_478, 4, 5))),
+                (6, None),
+                (7, Some((3_800_911_868, 5, 7))),
+                (8, Some((4_174_515_512, 7, 8))),
+                (0, Some((4_174_515_512, 7, 8))),
+            ],
+        ),
+        (
+            vec![compact(8)],
+            vec![
+                (7, Some((3_800_911_868, 5, 7))),
+                (8, Some((2_995_024_033, 7, 8))),
+                (0, Some((1_084_519_789, 8, 8))),
+            ],
+        ),
+        (
+            vec![put("z", "last")],
+            vec![
+                (8, Some((2_995_024_033, 7, 8))),
+                (9, Some((846_934_638, 8, 9))),
+                (0, Some((846_934_638, 8, 9))),
+            ],
+        ),
+        (
+            vec![compact(9)],
+            vec![
+                (7, Some((3_800_911_868, 5, 7))),
+                (9, Some((846_934_638, 8, 9))),
+                (0, Some((846_934_638, 9, 9))),
+            ],
+        ),
+        (
+            (10..18)
+                .flat_map(|number| [put(&format!("k{number}"), "v"), compact(number)])
+                .collect(),
+            vec![
+                (4, None),
+                (5, None),
+                (7, None),
+                (8, Some((2_995_024_033, 7, 8))),
+                (9, Some((846_934_638, 8, 9))),
+                (10, Some((2_172_013_579, 9, 10))),
+                (17, Some((1_464_717_133, 16, 17))),
+            ],
+        ),
+    ];
+    let mut node = Node::new();
+    for (number, (commands, answers)) in steps.iter().enumerate() {
+        for command in commands {
+            node.one(command.clone()).unwrap();
+        }
+        node.compact_all();
+        for (revision, want) in answers {
+            assert_eq!(
+                hashed(&node, *revision),
+                *want,
+                "revision {revision} after step {number}"
+            );
+        }
+    }
+    // However late removal begins, and however many compactions are in force by then.
+    let mut late = Node::new();
+    let all = steps
+        .iter()
+        .flat_map(|(commands, _)| commands.iter().cloned())
+        .collect();
+    late.apply(all)
+        .into_iter()
+        .for_each(|outcome| drop(outcome.result.unwrap()));
+    late.compact_all();
+    for (revision, want) in &steps[steps.len() - 1].1 {
+        assert_eq!(hashed(&late, *revision), *want, "revision {revision}");
+    }
+}
+
+/// Hash, compacted revision and the revision that was hashed; None if it is gone.
+type Hashed = Option<(u32, i64, i64)>;
+/// For each revision that is asked for.
+type Answers = Vec<(i64, Hashed)>;
+
+fn hashed(node: &Node, revision: i64) -> Hashed {
+    match node.store.hash_kv(revision) {
+        Ok(hash) => Some((hash.hash, hash.compacted, hash.at.0)),
+        Err(Error::Refused(Answer::Compacted)) => None,
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Whoever waits for a compaction is told in the end, also if the store closes first, and also if it closed before.
+#[test]
+fn who_waits_for_a_compaction_is_always_answered() {
+    for background_compaction in [false, true] {
+        let mut node = Node::with(Options {
+            background_compaction,
+            ..options()
+        });
+        node.one(put("a", "1")).unwrap();
+        let (done, told) = mpsc::channel();
+        let ask = |store: &Store| {
+            let done = done.clone();
+            store.on_compacted(2, move |result| done.send(result.is_ok()).unwrap());
+        };
+        ask(&node.store);
+        drop(node.applier);
+        ask(&node.store);
+        drop(done);
+        assert_eq!(told.iter().collect::<Vec<_>>(), [false, false]);
+    }
+}
+
+/// A live event is kept as long as its slowest watcher needs it.
+#[test]
+fn events_take_the_room_they_need() {
+    let mut node = Node::new();
+    let puts = ["a", "b", "c"].map(|key| Request::RequestPut(put_request(key, "1")));
+    node.apply(vec![
+        put("a", "1"),
+        txn(puts.to_vec()),
+        delete("a", ""),
+        delete("\0", "\0"),
+    ]);
+    for batch in node.events.0.lock().unwrap().iter() {
+        assert_eq!(batch.events.capacity(), batch.events.len());
+    }
+}
+
+/// A guard over values holds for every key of its range, also where that takes more than one look.
+#[test]
+fn value_guards_hold_for_every_key() {
+    let guarded = |then: Vec<pb::RequestOp>| pb::TxnRequest {
+        compare: vec![pb::Compare {
+            result: 0,
+            target: 3,
+            key: Bytes::from_static(b"k"),
+            range_end: Bytes::from_static(b"l"),
+            target_union: Some(pb::compare::TargetUnion::Value(Bytes::from_static(b"same"))),
+        }],
+        success: then,
+        failure: Vec::new(),
+    };
+    let mut node = Node::with(Options {
+        value_cache_bytes: 0,
+        ..options()
+    });
+    let keys: Vec<String> = (0..300).map(|number| format!("k{number:03}")).collect();
+    node.apply(keys.iter().map(|key| put(key, "same")).collect());
+    node.store.flush().unwrap();
+    let holds = |node: &mut Node| {
+        let read = node.store.read_txn(&guarded(Vec::new())).unwrap().succeeded;
+        let write = pb::RequestOp {
+            request: Some(Request::RequestPut(put_request("other", "1"))),
+        };
+        let Ok(Reply::Txn(applied)) = node.one(Command::Txn(guarded(vec![write]))) else {
+            panic!("a transaction")
+        };
+        assert_eq!(applied.succeeded, read);
+        read
+    };
+    assert!(holds(&mut node));
+    for differs in [0, 63, 64, 299] {
+        node.one(put(&keys[differs], "other")).unwrap();
+        assert!(!holds(&mut node), "key {differs} differs");
+        node.one(put(&keys[differs], "same")).unwrap();
+    }
+    assert!(holds(&mut node));
+}
+
+/// E1, E2: a small request can ask for everything, many times over, and its entry is applied again after each start.
+/// What would not fit is refused before it does anything, by every member alike.
+#[test]
+fn answers_that_do_not_fit_are_refused_everywhere() {
+    const VALUE: usize = 1 << 20;
+    let large = |key: &str| {
+        Command::Put(pb::PutRequest {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: vec![b'v'; VALUE].into(),
+            ..Default::default()
+        })
+    };
+    let ranges = |count: usize, range: &pb::RangeRequest| vec![Request::RequestRange(range.clone()); count];
+    let delete_all = |prev_kv| pb::DeleteRangeRequest {
+        key: Bytes::from_static(b"\0"),
+        range_end: Bytes::from_static(b"\0"),
+        prev_kv,
+    };
+    let write_and = |ops: Vec<Request>| {
+        let mut all = vec![Request::RequestPut(put_request("w", "1"))];
+        all.extend(ops);
+        txn(all)
+    };
+    let first = pb::RangeRequest {
+        limit: 1,
+        ..everything(0)
+    };
+    let by_value = pb::RangeRequest {
+        limit: 1,
+        sort_target: 4,
+        sort_order: 1,
+        ..everything(0)
+    };
+    let newest = pb::RangeRequest {
+        sort_target: 3,
+        sort_order: 2,
+        ..first.clone()
+    };
+    let keys_only = pb::RangeRequest {
+        keys_only: true,
+        ..everything(0)
+    };
+    let count_only = pb::RangeRequest {
+        count_only: true,
+        ..everything(0)
+    };
+    // Four values of a mebibyte, and a small one before them.
+    let refused = [
+        write_and(ranges(127, &everything(0))),
+        write_and(ranges(17, &everything(6))),
+        write_and(ranges(17, &by_value)),
+        // What is written first is answered, too.
+        txn([
+            vec![Request::RequestPut(pb::PutRequest {
+                key: Bytes::from_static(b"0"),
+                value: vec![b'v'; VALUE].into(),
+                ..Default::default()
+            })],
+            ranges(70, &first),
+        ]
+        .concat()),
+        // And what comes within the limit because something else is gone.
+        txn([
+            vec![Request::RequestDeleteRange(delete_request("a", ""))],
+            ranges(70, &first),
+        ]
+        .concat()),
+        write_and(vec![Request::RequestTxn(pb::TxnRequest {
+            success: ranges(40, &everything(0))
+                .into_iter()
+                .map(|request| pb::RequestOp { request: Some(request) })
+                .collect(),
+            ..Default::default()
+        })]),
+    ];
+    let fine = [
+        write_and(ranges(15, &everything(0))),
+        write_and(ranges(127, &first)),
+        write_and(ranges(10, &newest)),
+        write_and(ranges(127, &keys_only)),
+        write_and(ranges(127, &count_only)),
+        write_and(vec![Request::RequestDeleteRange(delete_all(true))]),
+    ];
+    let mut node = Node::new();
+    let mut unheard = Node::new();
+    let setup = || vec![put("a", "1"), large("b"), large("c"), large("d"), large("e")];
+    node.apply(setup());
+    unheard.apply(setup());
+    let mut both = |commands: Vec<Command>| {
+        let entry = Applied {
+            index: node.index,
+            term: 5,
+        };
+        let outcomes = node.apply(commands.clone());
+        let mut others = Vec::new();
+        unheard.applier.apply_unheard(entry, commands, &mut others).unwrap();
+        unheard.index += 1;
+        let facts = |outcome: &Outcome| (outcome.revision, outcome.result.as_ref().err().copied());
+        assert_eq!(
+            outcomes.iter().map(facts).collect::<Vec<_>>(),
+            others.iter().map(facts).collect::<Vec<_>>()
+        );
+        let hash = node.store.hash_kv(0).unwrap();
+        assert_eq!(unheard.store.hash_kv(0).unwrap(), hash);
+        (outcomes, hash)
+    };
+    let (_, mut before) = both(vec![put("a", "2")]);
+    for (number, command) in refused.into_iter().enumerate() {
+        let (outcomes, after) = both(vec![command]);
+        assert_eq!(outcomes[0].result, Err(Answer::AnswerTooLarge), "refused {number}");
+        assert_eq!(after, before, "nothing was changed by {number}");
+        before = after;
+    }
+    for (number, command) in fine.into_iter().enumerate() {
+        let (outcomes, after) = both(vec![command]);
+        outcomes[0]
+            .result
+            .as_ref()
+            .unwrap_or_else(|error| panic!("{number}: {error}"));
+        assert_eq!(after.revision.0, before.revision.0 + 1);
+        before = after;
+    }
+
+    // Answers of one entry are held together: large ones get less and less room, small ones find some all the same.
+    both(setup());
+    let half = || write_and(ranges(8, &everything(0)));
+    let mut crowd: Vec<Command> = (0..20).map(|_| half()).collect();
+    crowd.push(Command::Put(pb::PutRequest {
+        prev_kv: true,
+        ..put_request("b", "small again")
+    }));
+    let (outcomes, _) = both(crowd);
+    let refused = outcomes
+        .iter()
+        .filter(|outcome| outcome.result == Err(Answer::AnswerTooLarge));
+    assert_eq!(refused.count(), 16);
+    assert!(outcomes[20].result.is_ok());
+    let answers = outcomes.iter().filter(|outcome| outcome.result.is_ok()).count();
+    assert_eq!(answers, 5);
+
+    // Deleting everything and asking what it was.
+    both((0..70).map(|number| large(&format!("x{number}"))).collect());
+    let (outcomes, _) = both(vec![Command::DeleteRange(delete_all(true))]);
+    assert_eq!(outcomes[0].result, Err(Answer::AnswerTooLarge));
+    let (outcomes, _) = both(vec![Command::DeleteRange(delete_all(false))]);
+    assert!(matches!(&outcomes[0].result, Ok(Reply::DeleteRange(deleted)) if deleted.deleted > 70));
 }

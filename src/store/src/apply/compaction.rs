@@ -2,6 +2,9 @@
 //! between the entries. What is in force was decided when the command was applied; how far the walk has come shows
 //! nowhere but in the size of the file.
 //!
+//! Before anything is removed, what the compaction took is hashed, for it will be asked for (see
+//! [`crate::store::hash`]).
+//!
 //! There is nothing to store about it: after a start the index has every row of the file again, and the walk begins
 //! anew. It stays below the oldest open read, and comes back when that is gone.
 
@@ -108,7 +111,7 @@ impl Compaction {
         ready.into_iter().for_each(|(_, done)| done(result.clone()));
     }
 
-    fn fail_all(&self, error: &Error) {
+    pub fn fail_all(&self, error: &Error) {
         let waiters = std::mem::take(&mut self.state.lock().waiters);
         waiters.into_iter().for_each(|(_, done)| done(Err(error.clone())));
     }
@@ -221,6 +224,14 @@ fn run(writer: &Mutex<Writer>) {
     let compaction = &*writer.lock().shared.compaction.clone();
     while wait(compaction) {
         loop {
+            let shared = writer.lock().shared.clone();
+            // First, since removing waits for it. With the last apply there may be one more.
+            while shared.hash_step() {
+                if compaction.state.lock().stop {
+                    break;
+                }
+            }
+            drop(shared);
             let mut guard = writer.lock();
             let progress = guard.run(|writer| writer.compact_slice(SLICE_KEYS));
             let shared = guard.shared.clone();
@@ -240,9 +251,10 @@ fn run(writer: &Mutex<Writer>) {
                     break;
                 }
                 Err(error) => {
-                    // Apply hears the same error next; it is the one to report it.
-                    compaction.fail_all(&error);
+                    // Apply hears the same error next; it is the one to report it. Stopped first: from then on, who
+                    // comes to wait is answered at once, and not left behind.
                     compaction.stop();
+                    compaction.fail_all(&error);
                     return;
                 }
             }

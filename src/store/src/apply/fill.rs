@@ -3,6 +3,7 @@
 //! removed them meanwhile: compaction and apply take turns.
 
 use bytes::Bytes;
+use quorate_api::Error as Answer;
 use quorate_api::proto::etcdserverpb::response_op::Response;
 use quorate_api::proto::etcdserverpb::{self as pb};
 use quorate_api::proto::mvccpb::KeyValue;
@@ -13,12 +14,44 @@ use crate::error::Error;
 use crate::store::Shared;
 
 /// `fills` has one element per pair in the answers, in the order in which [`each_pair`] comes upon them; none where the
-/// pair shall have no value.
-pub(super) fn fill(shared: &Shared, outcomes: &mut [Outcome], fills: &[Option<RowId>]) -> Result<(), Error> {
+/// pair shall have no value. A value that can't be read costs the answer it belongs to, and no more: the command was
+/// executed, and what it did needs no old value. Returns the first such failure.
+pub(super) fn fill(shared: &Shared, outcomes: &mut [Outcome], fills: &[Option<RowId>]) -> Option<Error> {
     if fills.is_empty() {
-        return Ok(());
+        return None;
     }
-    let mut values = read(shared, fills)?.into_iter();
+    match read(shared, fills) {
+        Ok(values) => {
+            put_in(outcomes, values);
+            None
+        }
+        Err(_) => fill_each(shared, outcomes, fills),
+    }
+}
+
+fn fill_each(shared: &Shared, outcomes: &mut [Outcome], mut fills: &[Option<RowId>]) -> Option<Error> {
+    let mut failure = None;
+    for outcome in outcomes {
+        let mut pairs = 0;
+        if let Ok(reply) = &mut outcome.result {
+            each_pair(reply, &mut |_| pairs += 1);
+        }
+        let (own, rest) = fills.split_at(pairs.min(fills.len()));
+        fills = rest;
+        match read(shared, own) {
+            Ok(values) => put_in(std::slice::from_mut(outcome), values),
+            Err(error) => {
+                outcome.result = Err(Answer::AnswerUnreadable);
+                failure.get_or_insert(error);
+            }
+        }
+    }
+    failure
+}
+
+fn put_in(outcomes: &mut [Outcome], values: Vec<Bytes>) {
+    let wanted = values.len();
+    let mut values = values.into_iter();
     let mut pairs = 0;
     for outcome in outcomes {
         if let Ok(reply) = &mut outcome.result {
@@ -28,8 +61,7 @@ pub(super) fn fill(shared: &Shared, outcomes: &mut [Outcome], fills: &[Option<Ro
             });
         }
     }
-    debug_assert_eq!(pairs, fills.len(), "each pair has its value");
-    Ok(())
+    debug_assert_eq!(pairs, wanted, "each pair has its value");
 }
 
 fn read(shared: &Shared, fills: &[Option<RowId>]) -> Result<Vec<Bytes>, Error> {

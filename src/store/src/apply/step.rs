@@ -10,6 +10,7 @@ use quorate_api::proto::mvccpb::KeyValue;
 use quorate_api::{Error as Answer, KeyRange, Revision};
 
 use super::APPLY_SLICE_KEYS;
+use super::size::{Ahead, Room};
 use crate::backend::{Row, RowId, SystemWrite, View};
 use crate::command::{Command, Outcome, Reply};
 use crate::error::Error;
@@ -34,10 +35,23 @@ pub(super) struct Step<'s> {
     batches: Vec<Arc<EventBatch>>,
     /// Of the transaction under way.
     events: Vec<Event>,
+    /// Somebody waits for the answers. If not, they come without pairs, and nothing is read for those.
+    answers: bool,
+    /// For answers, whether somebody waits or not: what is refused must not depend on it.
+    pub(super) room: Room,
     /// Values that answers wait for, see [`super::fill`].
     fills: Vec<Option<RowId>>,
-    compaction_begun: bool,
+    /// Why the answer of the command under way has to go without.
+    unreadable: Option<Error>,
+    unread: Option<Error>,
+    compactions: Vec<Compaction>,
     view: Option<View>,
+}
+
+/// A compaction that came into force.
+pub(super) struct Compaction {
+    pub revision: i64,
+    pub previous: i64,
 }
 
 pub(super) struct Done {
@@ -47,11 +61,13 @@ pub(super) struct Done {
     pub system: Vec<SystemWrite>,
     pub batches: Vec<Arc<EventBatch>>,
     pub fills: Vec<Option<RowId>>,
-    pub compaction_begun: bool,
+    /// The first value that an answer should have had and that can't be read.
+    pub unread: Option<Error>,
+    pub compactions: Vec<Compaction>,
 }
 
 impl<'s> Step<'s> {
-    pub fn new(shared: &'s Shared, term: u64) -> Self {
+    pub fn new(shared: &'s Shared, term: u64, answers: bool) -> Self {
         let mvcc = shared.mvcc.write();
         let tables = shared.tables.write();
         Self {
@@ -64,8 +80,12 @@ impl<'s> Step<'s> {
             system: Vec::new(),
             batches: Vec::new(),
             events: Vec::new(),
+            answers,
+            room: Room::default(),
             fills: Vec::new(),
-            compaction_begun: false,
+            unreadable: None,
+            unread: None,
+            compactions: Vec::new(),
             view: None,
         }
     }
@@ -79,14 +99,22 @@ impl<'s> Step<'s> {
             system: self.system,
             batches: self.batches,
             fills: self.fills,
-            compaction_begun: self.compaction_begun,
+            unread: self.unread,
+            compactions: self.compactions,
         }
     }
 
     /// Runs one command to its outcome. An error is fatal.
     pub fn run(&mut self, command: Command) -> Result<Outcome, Error> {
         let fills = self.fills.len();
-        let result = match self.permit(&command).and_then(|()| self.execute(command)) {
+        let executed = self.permit(&command).and_then(|()| self.execute(command));
+        let unreadable = self.unreadable.take();
+        let result = match executed {
+            Ok(_) if unreadable.is_some() => {
+                self.fills.truncate(fills);
+                self.unread = self.unread.take().or(unreadable);
+                Err(Answer::AnswerUnreadable)
+            }
             Ok(reply) => Ok(reply),
             Err(Error::Refused(answer)) => {
                 debug_assert!(self.events.is_empty(), "what is refused has changed nothing");
@@ -131,9 +159,21 @@ impl<'s> Step<'s> {
         match command {
             Command::Put(request) => {
                 self.check_put(&request)?;
+                if request.prev_kv {
+                    let mut ahead = Ahead::new(self.room.next());
+                    self.charge_put(&request, &mut ahead)?;
+                    self.room.take(ahead.answers());
+                }
                 Ok(Reply::Put(self.put(&request)?))
             }
-            Command::DeleteRange(request) => Ok(Reply::DeleteRange(self.delete_range(&request))),
+            Command::DeleteRange(request) => {
+                if request.prev_kv {
+                    let mut ahead = Ahead::new(self.room.next());
+                    self.charge_delete(&request, &mut ahead)?;
+                    self.room.take(ahead.answers());
+                }
+                Ok(Reply::DeleteRange(self.delete_range(&request)))
+            }
             Command::Txn(request) => Ok(Reply::Txn(self.txn(&request)?)),
             Command::Compact(request) => self.compact(request.revision),
             Command::LeaseGrant(grant) => {
@@ -189,8 +229,11 @@ impl<'s> Step<'s> {
         if revision > self.revision {
             return Err(Answer::FutureRevision.into());
         }
+        self.compactions.push(Compaction {
+            revision,
+            previous: self.mvcc.compacted,
+        });
         self.mvcc.compacted = revision;
-        self.compaction_begun = true;
         Ok(Reply::Compact)
     }
 
@@ -265,7 +308,7 @@ impl<'s> Step<'s> {
         let old_lease = old.map_or(0, |old| old.lease);
         self.tables.leases.move_key(&key, old_lease, version.lease);
         if let Some(old) = old {
-            self.shared.values.remove(old.row());
+            self.shared.values.supersede(old.row());
         }
         let shared_bytes = if request.ignore_value { 0 } else { key.len() };
         self.shared.values.insert(id, value.clone(), shared_bytes);
@@ -279,9 +322,13 @@ impl<'s> Step<'s> {
             value: value.clone(),
         });
         let prev_kv = old
-            .filter(|_| request.prev_kv)
+            .filter(|_| request.prev_kv && self.answers)
             .map(|old| self.unvalued(key.clone(), old));
         let prev = old.and_then(|old| self.replaced(&key, Revision(old.main)));
+        if self.events.is_empty() {
+            // Most transactions change one key, and their events live long: with watchers, and with slow ones longer.
+            self.events.reserve_exact(1);
+        }
         self.events.push(Event {
             kind: EventKind::Put {
                 create_revision: Revision(version.create),
@@ -310,7 +357,7 @@ impl<'s> Step<'s> {
     pub(super) fn delete_range(&mut self, request: &pb::DeleteRangeRequest) -> pb::DeleteRangeResponse {
         let range = KeyRange::new(request.key.clone(), request.range_end.clone());
         let before = self.events.len();
-        let prev_kvs = self.delete(&range, request.prev_kv);
+        let prev_kvs = self.delete(&range, request.prev_kv && self.answers);
         pb::DeleteRangeResponse {
             header: None,
             deleted: (self.events.len() - before) as i64,
@@ -339,7 +386,7 @@ impl<'s> Step<'s> {
                 .delete(range, &from, &mut id, APPLY_SLICE_KEYS, |key, old, id| {
                     let key = Bytes::copy_from_slice(key);
                     tables.leases.move_key(&key, old.lease, 0);
-                    shared.values.remove(old.row());
+                    shared.values.supersede(old.row());
                     rows.push(Row {
                         id,
                         key: key.clone(),
@@ -352,6 +399,9 @@ impl<'s> Step<'s> {
                     if want_prev {
                         fills.push(Some(old.row()));
                         prev_kvs.push(pair::key_value(key.clone(), &old, Bytes::new()));
+                    }
+                    if events.is_empty() {
+                        events.reserve_exact(1);
                     }
                     events.push(Event {
                         kind: EventKind::Delete,
@@ -379,6 +429,9 @@ impl<'s> Step<'s> {
 
     /// A range inside of a transaction: the state after the operations before it, or an older one.
     pub(super) fn range(&mut self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
+        if !self.answers {
+            return Ok(pb::RangeResponse::default());
+        }
         let at = if request.revision > 0 {
             request.revision
         } else {
@@ -388,8 +441,13 @@ impl<'s> Step<'s> {
         loop {
             let all = gather.step(&self.mvcc.index, APPLY_SLICE_KEYS);
             if gather.wants_settling() {
-                // Without a budget: a member that refused here what another does not would drift from it.
-                gather.settle(&mut |version| self.value(version), usize::MAX)?;
+                // Without a budget: what it may take was settled before anything ran.
+                let settled = gather.settle(&mut |version| self.value(version), usize::MAX);
+                if let Err(error) = settled {
+                    // The transaction is done all the same, here as on members that can read it.
+                    self.unreadable.get_or_insert(error);
+                    return Ok(pb::RangeResponse::default());
+                }
             }
             if all {
                 break;
@@ -422,23 +480,6 @@ impl<'s> Step<'s> {
         value_now(shared, rows, view, version)
     }
 
-    /// Index and a way to read values, side by side.
-    pub(super) fn index_and_values(
-        &mut self,
-    ) -> (
-        &crate::mvcc::index::Index,
-        impl FnMut(Version) -> Result<Bytes, Error> + '_,
-    ) {
-        let Self {
-            shared,
-            mvcc,
-            rows,
-            view,
-            ..
-        } = self;
-        (&mvcc.index, move |version| value_now(shared, rows, view, version))
-    }
-
     /// Whoever waits for the locks gets them now. They see nothing of this entry, since its revision is not published.
     pub(super) fn let_readers_in(&mut self) {
         RwLockWriteGuard::bump(&mut self.mvcc);
@@ -451,9 +492,11 @@ impl<'s> Step<'s> {
             return;
         }
         self.revision = self.own_revision();
+        let mut events = std::mem::take(&mut self.events);
+        events.shrink_to_fit();
         self.batches.push(Arc::new(EventBatch {
             revision: Revision(self.revision),
-            events: std::mem::take(&mut self.events),
+            events,
         }));
     }
 }

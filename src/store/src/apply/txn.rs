@@ -1,15 +1,16 @@
 //! Transactions: which branches run is settled against the state before the first operation, at every depth; then
 //! everything on that path is checked; then it runs, and can't fail any more.
 
+use quorate_api::Error as Answer;
 use quorate_api::proto::etcdserverpb::request_op::Request;
 use quorate_api::proto::etcdserverpb::response_op::Response;
 use quorate_api::proto::etcdserverpb::{self as pb, ResponseHeader, ResponseOp};
-use quorate_api::{Error as Answer, KeyRange};
 
 use super::APPLY_SLICE_KEYS;
+use super::size::Ahead;
 use super::step::Step;
 use crate::error::Error;
-use crate::mvcc::compare::Judge;
+use crate::mvcc::compare::{Judge, VALUES_SLICE};
 use crate::mvcc::gather::Shape;
 use crate::store::txn_revision;
 
@@ -20,7 +21,9 @@ impl Step<'_> {
     pub(super) fn txn(&mut self, request: &pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
         let mut path = Path::new();
         self.plan(request, &mut path)?;
-        self.check(request, &mut path.iter().copied(), &mut Vec::new())?;
+        let mut ahead = Ahead::new(self.room.next());
+        self.check(request, &mut path.iter().copied(), &mut ahead)?;
+        self.room.take(ahead.answers());
         self.execute_txn(request, &mut path.iter().copied())
     }
 
@@ -43,10 +46,15 @@ impl Step<'_> {
 
     fn holds(&mut self, compare: &pb::Compare) -> Result<bool, Error> {
         let mut judge = Judge::new(compare);
-        let at = self.revision;
+        // Values are read while the locks are held: so many and no more.
+        let visits = if judge.reads_values() {
+            VALUES_SLICE
+        } else {
+            APPLY_SLICE_KEYS
+        };
         loop {
-            let (index, value) = self.index_and_values();
-            if let Some(verdict) = judge.step(index, at, APPLY_SLICE_KEYS, value)? {
+            judge.step(&self.mvcc.index, self.revision, visits);
+            if let Some(verdict) = judge.verdict(|version| self.value(version))? {
                 return Ok(verdict);
             }
             self.let_readers_in();
@@ -55,27 +63,29 @@ impl Step<'_> {
 
     /// Whatever can be refused is refused here, before anything runs.
     fn check<'r>(
-        &self,
+        &mut self,
         request: &'r pb::TxnRequest,
         path: &mut impl Iterator<Item = bool>,
-        deleted: &mut Vec<&'r pb::DeleteRangeRequest>,
+        ahead: &mut Ahead<'r>,
     ) -> Result<(), Answer> {
         for op in branch(request, next(path)) {
             match &op.request {
                 Some(Request::RequestRange(range)) => {
                     Shape::of(range)?;
                     txn_revision(range.revision, self.revision, self.mvcc.compacted)?;
+                    self.charge_range(range, ahead)?;
                 }
                 Some(Request::RequestPut(put)) => {
                     self.check_put(put)?;
                     // A delete before it on the path may take away what the put wants to keep.
                     let keeps = put.ignore_value || put.ignore_lease;
-                    if keeps && deleted.iter().any(|delete| covers(delete, &put.key)) {
+                    if keeps && ahead.deletes(&put.key) {
                         return Err(Answer::KeyNotFound);
                     }
+                    self.charge_put(put, ahead)?;
                 }
-                Some(Request::RequestDeleteRange(delete)) => deleted.push(delete),
-                Some(Request::RequestTxn(nested)) => self.check(nested, path, deleted)?,
+                Some(Request::RequestDeleteRange(delete)) => self.charge_delete(delete, ahead)?,
+                Some(Request::RequestTxn(nested)) => self.check(nested, path, ahead)?,
                 None => return Err(Answer::KeyNotFound),
             }
         }
@@ -141,8 +151,4 @@ fn next(path: &mut impl Iterator<Item = bool>) -> bool {
     let verdict = path.next();
     debug_assert!(verdict.is_some(), "planned, checked and executed alike");
     verdict.unwrap_or_default()
-}
-
-fn covers(delete: &pb::DeleteRangeRequest, key: &[u8]) -> bool {
-    KeyRange::new(delete.key.clone(), delete.range_end.clone()).contains(key)
 }

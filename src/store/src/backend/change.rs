@@ -43,7 +43,7 @@ pub struct Applied {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum SystemTable {
-    /// Named facts: cluster id, scheduled compaction, raft membership, …
+    /// Named facts: cluster id, raft membership, …
     Cluster = 1,
     Member = 2,
     /// Ids of members that were removed, never to come back.
@@ -65,7 +65,7 @@ pub struct Change {
     pub applied: Applied,
     /// The store's revision after these entries. Its own record, since compaction may remove the row that had it.
     pub revision: i64,
-    /// Compaction is in force up to here (0: never compacted).
+    /// Compaction is in force up to here (−1: never compacted).
     pub compacted: i64,
     /// Ascending, and all newer than any row pushed before.
     pub rows: Vec<Row>,
@@ -74,6 +74,9 @@ pub struct Change {
     /// In order; the last write to a record counts.
     pub system: Vec<SystemWrite>,
 }
+
+/// What taking a row away costs until it is durable: its id, and its share of the pages that the commit rewrites.
+const REMOVAL_BYTES: usize = 256;
 
 impl Change {
     /// What it pins in memory, roughly.
@@ -84,7 +87,7 @@ impl Change {
             .iter()
             .map(|(_, k, v)| 64 + k.len() + v.as_ref().map_or(0, Bytes::len))
             .sum();
-        64 + rows + self.removed.len() * size_of::<RowId>() + system
+        64 + rows + self.removed.len() * REMOVAL_BYTES + system
     }
 }
 

@@ -1,8 +1,9 @@
 //! Values that were written or read lately, under a budget. A version never changes, so what is found under its id is
-//! right for ever and nothing has to be invalidated; ids of superseded versions are dropped to make room.
+//! right for ever and nothing has to be invalidated.
 //!
 //! Eviction is a clock: first in, first out, but what was read since its last turn gets another one. A read only sets
-//! a flag, so readers share the lock.
+//! a flag, so readers share the lock. What was superseded goes first, and has an eighth of the room: whoever shows
+//! what a change replaced (`prev_kv`, in answers and events) asks within moments or not at all.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -27,6 +28,9 @@ struct Shard {
     entries: HashMap<RowId, Entry, BuildHasherDefault<IdHasher>>,
     queue: VecDeque<RowId>,
     bytes: usize,
+    /// In the order in which they were superseded.
+    superseded: VecDeque<RowId>,
+    superseded_bytes: usize,
 }
 
 struct Entry {
@@ -34,6 +38,7 @@ struct Entry {
     /// Bytes that the value keeps alive: it may share its allocation with its key.
     cost: usize,
     used: AtomicBool,
+    superseded: bool,
 }
 
 /// Ids are given out by the store in sequence, so nobody can choose them to collide.
@@ -93,9 +98,10 @@ impl Values {
             value,
             cost,
             used: AtomicBool::new(false),
+            superseded: false,
         };
         match shard.entries.insert(id, entry) {
-            Some(before) => shard.bytes -= before.cost,
+            Some(before) => shard.forget(&before),
             None => shard.queue.push_back(id),
         }
         while shard.bytes > self.shard_bytes_max {
@@ -103,15 +109,27 @@ impl Values {
         }
     }
 
+    /// The version was overwritten or deleted.
+    pub fn supersede(&self, id: RowId) {
+        let mut guard = self.shard(id).write();
+        let shard = &mut *guard;
+        let Some(entry) = shard.entries.get_mut(&id).filter(|entry| !entry.superseded) else {
+            return;
+        };
+        entry.superseded = true;
+        shard.superseded_bytes += entry.cost;
+        shard.superseded.push_back(id);
+        while shard.superseded_bytes > self.shard_bytes_max / 8 {
+            let Some(id) = shard.superseded.pop_front() else { break };
+            shard.remove(id);
+        }
+        shard.tidy();
+    }
+
     pub fn remove(&self, id: RowId) {
         let mut shard = self.shard(id).write();
-        if let Some(entry) = shard.entries.remove(&id) {
-            shard.bytes -= entry.cost;
-        }
-        if shard.queue.len() > 2 * shard.entries.len() + 64 {
-            let Shard { entries, queue, .. } = &mut *shard;
-            queue.retain(|id| entries.contains_key(id));
-        }
+        shard.remove(id);
+        shard.tidy();
     }
 
     pub fn bytes(&self) -> usize {
@@ -129,8 +147,36 @@ impl Shard {
         if std::mem::take(entry.used.get_mut()) {
             self.queue.push_back(id);
         } else {
-            self.bytes -= entry.cost;
-            self.entries.remove(&id);
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: RowId) {
+        if let Some(entry) = self.entries.remove(&id) {
+            self.forget(&entry);
+        }
+    }
+
+    /// What an entry that has left counted.
+    fn forget(&mut self, entry: &Entry) {
+        self.bytes -= entry.cost;
+        if entry.superseded {
+            self.superseded_bytes -= entry.cost;
+        }
+    }
+
+    /// Ids of what has gone stay in the queues until they are many.
+    fn tidy(&mut self) {
+        let Self {
+            entries,
+            queue,
+            superseded,
+            ..
+        } = self;
+        for ids in [queue, superseded] {
+            if ids.len() > 2 * entries.len() + 64 {
+                ids.retain(|id| entries.contains_key(id));
+            }
         }
     }
 }
@@ -154,6 +200,27 @@ mod tests {
         assert!(values.bytes() <= 16 * 4096);
         assert!(values.get(id(9_999)).is_some());
         assert!(values.get(id(2)).is_none());
+    }
+
+    /// A key that is written all the time does not fill the memory with what it was, and what it just was is there.
+    #[test]
+    fn superseded_ones_stay_for_a_while() {
+        let values = Values::new(16 * 4096);
+        values.insert(id(0), Bytes::from_static(b"cold"), 0);
+        for main in 1..10_000 {
+            values.insert(id(main), Bytes::from(vec![0; 100]), 0);
+            values.supersede(id(main - 1));
+            if main > 1 {
+                assert!(values.get(id(main - 1)).is_some(), "replaced at {main}");
+                assert!(values.get(id(main)).is_some());
+            }
+        }
+        assert!(values.bytes() <= 16 * 4096 / 8 + 2 * 212, "{}", values.bytes());
+        assert!(values.shards.iter().all(|shard| shard.read().queue.len() <= 80));
+        (0..10_000).for_each(|main| values.remove(id(main)));
+        assert_eq!(values.bytes(), 0);
+        assert!(values.shards.iter().all(|shard| shard.read().superseded_bytes == 0));
+        assert!(values.shards.iter().all(|shard| shard.read().superseded.len() <= 64));
     }
 
     #[test]

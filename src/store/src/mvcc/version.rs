@@ -1,5 +1,7 @@
 //! What the index knows of a version without reading its value, and the packed record of a key's versions.
 
+use std::collections::VecDeque;
+
 use crate::backend::{MetaRow, RowId};
 
 /// One version of a key, or the tombstone that ends a generation.
@@ -77,8 +79,18 @@ pub(super) struct Record {
 struct More {
     /// Of the newest version.
     lease: i64,
-    /// Ascending.
-    older: Vec<Version>,
+    /// Ascending. Compaction takes from the front, a part at a time.
+    older: VecDeque<Version>,
+}
+
+/// How far compaction came with a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Compacted {
+    Done,
+    /// Nothing is left of it.
+    Gone,
+    /// It may remove no more for now, and has not come to an end.
+    Unfinished,
 }
 
 impl Record {
@@ -94,7 +106,7 @@ impl Record {
         let more = (lease != 0).then(|| {
             Box::new(More {
                 lease,
-                older: Vec::new(),
+                older: VecDeque::new(),
             })
         });
         Self {
@@ -118,23 +130,29 @@ impl Record {
         }
     }
 
-    fn older(&self) -> &[Version] {
-        self.more.as_ref().map_or(&[], |more| &more.older)
-    }
-
     /// The version or tombstone that stood at revision `at`.
     pub fn at(&self, at: i64) -> Option<Version> {
         if self.main <= at {
             return Some(self.newest());
         }
-        let older = self.older();
+        let older = &self.more.as_ref()?.older;
         let upto = older.partition_point(|version| version.main <= at);
         upto.checked_sub(1).map(|last| older[last])
     }
 
-    /// Ascending, the newest last.
-    pub fn versions(&self) -> impl DoubleEndedIterator<Item = Version> + '_ {
-        self.older().iter().copied().chain(std::iter::once(self.newest()))
+    /// Versions of revision `from` and later, ascending. What is older costs nothing: a key may have a million.
+    pub fn versions_from(&self, from: i64) -> impl Iterator<Item = Version> + '_ {
+        let older = self.more.iter().flat_map(move |more| {
+            let first = more.older.partition_point(|version| version.main < from);
+            more.older.range(first..).copied()
+        });
+        older.chain(Some(self.newest()).filter(|newest| newest.main >= from))
+    }
+
+    /// What the transaction of revision `main` left there, as far as it put the key.
+    pub fn written(&self, main: i64) -> Option<Version> {
+        let own = self.versions_from(main).take_while(|version| version.main == main);
+        own.filter_map(Version::live).last()
     }
 
     /// Puts a newer version on top.
@@ -149,7 +167,7 @@ impl Record {
             // Doubling from four, as Vec would, costs 160 bytes for the first old version of each key.
             more.older.reserve_exact((more.older.len() / 2).max(1));
         }
-        more.older.push(last);
+        more.older.push_back(last);
         more.lease = newest.lease;
         let Version {
             main,
@@ -164,43 +182,49 @@ impl Record {
     }
 
     /// Drops what compaction at `floor` takes: everything before it but the version that stands there. What was
-    /// changed at `floor` itself stays, deletions included, so that a watch can start there. True: nothing is left.
-    pub fn compact(&mut self, floor: i64, removed: &mut Vec<RowId>) -> bool {
+    /// changed at `floor` itself stays, deletions included, so that a watch can start there. At most `room` versions
+    /// go, the oldest first, so that what is left reads the same at every point.
+    pub fn compact(&mut self, floor: i64, room: usize, removed: &mut Vec<RowId>) -> Compacted {
         let all_below = self.main < floor;
-        let older = self.older();
-        if older.is_empty() && !(all_below && self.version == 0) {
-            return false;
-        }
-        let below = older.partition_point(|version| version.main < floor);
-        // The last one below the floor stands at it, unless it is a tombstone or something was changed at the floor.
-        let (last_below, next) = if all_below {
-            (Some(self.newest()), None)
+        let ends = all_below && self.version == 0;
+        let Some(more) = &mut self.more else {
+            return if ends { self.end(room, removed) } else { Compacted::Done };
+        };
+        let older = &mut more.older;
+        let drop = if all_below {
+            older.len()
         } else {
+            let below = older.partition_point(|version| version.main < floor);
+            // The last one below the floor stands at it, unless it is a tombstone or something was changed there.
+            let next = older.get(below).map_or(self.main, |next| next.main);
             let last = below.checked_sub(1).map(|last| older[last]);
-            (last, Some(older.get(below).map_or(self.main, |next| next.main)))
+            let stands = next != floor && last.is_some_and(|last| !last.is_tombstone());
+            below - usize::from(stands)
         };
-        let stands = next != Some(floor) && last_below.is_some_and(|last| !last.is_tombstone());
-        let drop = match (all_below, stands) {
-            (true, _) => older.len(),
-            (false, true) => below - 1,
-            (false, false) => below,
-        };
-        let gone = all_below && !stands;
-        if let Some(more) = &mut self.more {
-            removed.extend(more.older.drain(..drop).map(|version| version.row()));
-            if more.older.is_empty() && more.lease == 0 {
-                self.more = None;
-            } else if drop > 0 {
-                more.older.shrink_to_fit();
-            }
+        let now = drop.min(room);
+        removed.extend(older.drain(..now).map(|version| version.row()));
+        if now < drop {
+            return Compacted::Unfinished;
         }
-        if gone {
-            removed.push(RowId {
-                main: self.main,
-                sub: self.sub,
-            });
+        if older.is_empty() && more.lease == 0 {
+            self.more = None;
+        } else if drop > 0 {
+            older.shrink_to_fit();
         }
-        gone
+        if ends {
+            self.end(room - now, removed)
+        } else {
+            Compacted::Done
+        }
+    }
+
+    /// The tombstone goes too.
+    fn end(&mut self, room: usize, removed: &mut Vec<RowId>) -> Compacted {
+        if room == 0 {
+            return Compacted::Unfinished;
+        }
+        removed.push(self.newest().row());
+        Compacted::Gone
     }
 
     /// Bytes on the heap.
@@ -236,6 +260,7 @@ mod tests {
         fn compaction_keeps_what_stands_at_the_floor(
             changes in prop::collection::vec((1..4i64, any::<bool>(), any::<bool>()), 1..12),
             floor in 1..40i64,
+            room in 1..4usize,
         ) {
             let mut main = 1;
             let mut all = Vec::new();
@@ -250,20 +275,36 @@ mod tests {
             let mut record = Record::new(all[0]);
             all[1..].iter().for_each(|one| record.push(*one));
             let before = record.clone();
-            prop_assert_eq!(before.versions().collect::<Vec<_>>(), all.clone());
+            prop_assert_eq!(before.versions_from(0).collect::<Vec<_>>(), all.clone());
+            for at in 0..main + 2 {
+                let from: Vec<Version> = all.iter().filter(|v| v.main >= at).copied().collect();
+                prop_assert_eq!(before.versions_from(at).collect::<Vec<_>>(), from);
+                let written = all.iter().rev().find(|v| v.main == at && !v.is_tombstone());
+                prop_assert_eq!(before.written(at), written.copied());
+            }
             let stands = all.iter().rev().find(|v| v.main <= floor).filter(|v| !v.is_tombstone());
             let want: Vec<Version> = all.iter().filter(|v| v.main >= floor || Some(*v) == stands).copied().collect();
             let mut removed = Vec::new();
-            let gone = record.compact(floor, &mut removed);
-            prop_assert_eq!(gone, want.is_empty());
-            if !gone {
-                prop_assert_eq!(record.versions().collect::<Vec<_>>(), want.clone());
+            let mut end = Compacted::Unfinished;
+            while end == Compacted::Unfinished {
+                let before_slice = removed.len();
+                end = record.compact(floor, room, &mut removed);
+                prop_assert!(removed.len() - before_slice <= room);
+                if end == Compacted::Unfinished {
+                    prop_assert_eq!(removed.len() - before_slice, room, "no slice for nothing");
+                }
                 for at in floor..main + 2 {
                     let live = |r: &Record| r.at(at).and_then(Version::live);
                     prop_assert_eq!(live(&record), live(&before));
                 }
             }
+            prop_assert_eq!(end == Compacted::Gone, want.is_empty());
+            if end == Compacted::Done {
+                prop_assert_eq!(record.versions_from(0).collect::<Vec<_>>(), want.clone());
+            }
             prop_assert_eq!(removed.len() + want.len(), all.len());
+            let all: Vec<RowId> = all.iter().map(Version::row).filter(|row| !want.iter().any(|v| v.row() == *row)).collect();
+            prop_assert_eq!(removed, all);
         }
     }
 }

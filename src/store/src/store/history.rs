@@ -38,18 +38,18 @@ impl Store {
         bytes_max: usize,
     ) -> Result<Replay, Error> {
         let shared = self.shared();
-        let (view, newest, mut found) = {
+        let (view, newest, own) = {
             let mvcc = shared.mvcc.read();
             if from.0 < mvcc.compacted {
                 return Err(Answer::Compacted.into());
             }
+            let newest = shared.revision();
             // One key's history is in the index, however long the rest is.
-            let own = range.is_single().then(|| mvcc.index.versions(&range.start));
-            let found: Option<Vec<Found>> = own.map(|versions| {
-                let wanted = versions.filter(|version| version.main >= from.0);
-                wanted.map(|version| found(range.start.clone(), version)).collect()
+            let own = range.is_single().then(|| {
+                let versions = mvcc.index.versions_from(&range.start, from.0);
+                take(&range.start, versions, newest, batches_max, bytes_max)
             });
-            (shared.backend.view()?, shared.revision(), found)
+            (shared.backend.view()?, newest, own)
         };
         if from.0 > newest {
             return Ok(Replay {
@@ -57,18 +57,11 @@ impl Store {
                 through: Revision(from.0 - 1),
             });
         }
-        let through = match &mut found {
-            Some(found) => {
-                found.retain(|found| found.row.main <= newest);
-                cut(found, newest, batches_max, bytes_max)
-            }
-            none => {
-                let (rows, through) = scan(&view, range, from, newest, batches_max, bytes_max)?;
-                *none = Some(rows);
-                through
-            }
+        let (found, through) = match own {
+            Some(own) => own,
+            None => scan(&view, range, from, newest, batches_max, bytes_max)?,
         };
-        let batches = shared.complete(&view, found.unwrap_or_default())?;
+        let batches = shared.complete(&view, found)?;
         Ok(Replay {
             batches,
             through: Revision(through),
@@ -208,21 +201,24 @@ fn budget(batches_max: usize, bytes_max: usize) -> Budget {
     }
 }
 
-/// Keeps what one slice may have. Returns the revision through which it reaches.
-fn cut(found: &mut Vec<Found>, newest: i64, batches_max: usize, bytes_max: usize) -> i64 {
+/// What one slice may have of a key's versions, and the revision through which it reaches. Stops where the slice ends:
+/// there may be a million more.
+fn take(
+    key: &Bytes,
+    versions: impl Iterator<Item = Version>,
+    newest: i64,
+    batches_max: usize,
+    bytes_max: usize,
+) -> (Vec<Found>, i64) {
     let mut budget = budget(batches_max, bytes_max);
-    let fits = |found: &Found| {
-        let value_len = found.put.map_or(0, |put| put.value_len);
-        budget.admits(found.row.main, found.key.len(), value_len.into())
-    };
-    match found.iter().map(fits).position(|fits| !fits) {
-        Some(end) => {
-            let through = found[end].row.main - 1;
-            found.truncate(end);
-            through
+    let mut slice = Vec::new();
+    for version in versions.take_while(|version| version.main <= newest) {
+        if !budget.admits(version.main, key.len(), version.value_len.into()) {
+            return (slice, version.main - 1);
         }
-        None => newest,
+        slice.push(found(key.clone(), version));
     }
+    (slice, newest)
 }
 
 fn scan(
@@ -257,4 +253,32 @@ fn scan(
         ControlFlow::Continue(())
     })?;
     Ok((rows, through))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_looks_at_no_more_than_it_takes() {
+        let version = |main| Version {
+            main,
+            sub: 0,
+            value_len: 10,
+            create: 2,
+            version: main - 1,
+            lease: 0,
+        };
+        let key = Bytes::from_static(b"hot");
+        let mut looked = 0;
+        let versions = (2..1_000_000).map(version).inspect(|_| looked += 1);
+        let (slice, through) = take(&key, versions, 2_000_000, 5, usize::MAX);
+        assert_eq!((slice.len(), through, looked), (5, 6, 6));
+        let mut looked = 0;
+        let versions = (2..1_000_000).map(version).inspect(|_| looked += 1);
+        let (slice, through) = take(&key, versions, 2_000_000, usize::MAX, 100);
+        assert_eq!((slice.len(), through, looked), (8, 9, 9));
+        let (slice, through) = take(&key, (2..10).map(version), 7, usize::MAX, usize::MAX);
+        assert_eq!((slice.len(), through), (6, 7));
+    }
 }

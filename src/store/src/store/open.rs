@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
+use super::hash::Hashes;
 use super::{EventSink, Mvcc, Options, Root, Shared, Store};
 use crate::apply::compaction::Compaction;
 use crate::apply::{Applier, RAFT_MEMBERSHIP_RECORD};
@@ -77,6 +78,7 @@ impl Restored {
             backend,
             values: Values::new(options.value_cache_bytes),
             reads: Arc::new(OpenReads::default()),
+            hashes: Hashes::default(),
             compaction,
             range_bytes_max: options.range_bytes_max,
             installed: recovered.installed,

@@ -76,11 +76,7 @@ impl Store {
     pub fn pair_at(&self, key: &[u8], mod_revision: Revision) -> Result<Option<KeyValue>, Error> {
         let shared = self.shared();
         let mvcc = shared.mvcc.read();
-        let written = mvcc
-            .index
-            .versions(key)
-            .rev()
-            .find(|version| version.main == mod_revision.0 && !version.is_tombstone());
+        let written = mvcc.index.written(key, mod_revision.0);
         // Decided by what compaction takes, not by how far it has come with it.
         let kept = |version: &Version| {
             version.main >= mvcc.compacted || mvcc.index.get(key, mvcc.compacted).as_ref() == Some(version)
@@ -138,9 +134,8 @@ impl Shared {
         let mut judge = Judge::new(compare);
         let mut fresh = None;
         loop {
-            let mvcc = self.mvcc.read();
-            let value = |version| self.value(None, &mut fresh, version);
-            if let Some(verdict) = judge.step(&mvcc.index, at, SLICE_KEYS, value)? {
+            judge.step(&self.mvcc.read().index, at, SLICE_KEYS);
+            if let Some(verdict) = judge.verdict(|version| self.value(None, &mut fresh, version))? {
                 return Ok(verdict);
             }
         }
