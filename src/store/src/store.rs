@@ -206,6 +206,11 @@ impl Store {
         tables.leases.keys(id).map(bytes::Bytes::copy_from_slice).collect()
     }
 
+    /// [`Sizes::in_use_bytes`] alone, for who asks with every request.
+    pub fn in_use_bytes(&self) -> u64 {
+        self.root.current.load().backend.in_use_bytes()
+    }
+
     pub fn sizes(&self) -> Sizes {
         self.root.current.load().backend.sizes()
     }
