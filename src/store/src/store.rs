@@ -45,8 +45,8 @@ pub use self::hash::HashKv;
 pub use self::image::{Image, Pieces};
 pub use self::install::{Incoming, Received};
 pub(crate) use self::open::Restored;
-pub use self::read::TxnAnswer;
 pub(crate) use self::read::txn_revision;
+pub use self::read::{Selection, Taken, TxnAnswer, Unfinished, VIEW_BYTES_MAX};
 
 /// Keys that are looked at in one hold of the index lock.
 pub(crate) const SLICE_KEYS: usize = 1000;
