@@ -172,9 +172,15 @@ pub struct Gather {
 impl Gather {
     /// `may_spill`: whoever takes the answer can read large ones again.
     pub fn new(request: &RangeRequest, at: i64, may_spill: bool) -> Result<Self, Answer> {
+        let mut shape = Shape::of(request)?;
+        let range = KeyRange::new(request.key.clone(), request.range_end.clone());
+        if range.is_single() {
+            // One is always in order.
+            shape.sort = None;
+        }
         Ok(Self {
-            shape: Shape::of(request)?,
-            range: KeyRange::new(request.key.clone(), request.range_end.clone()),
+            shape,
+            range,
             at,
             from: Resume::Start,
             may_spill,
@@ -236,12 +242,12 @@ impl Gather {
         }
     }
 
-    /// True when [`Gather::settle`] has something to do between two slices.
+    /// True when [`Gather::settle`] has something to do after each slice.
     pub fn wants_settling(&self) -> bool {
         self.shape.sort.is_some()
     }
 
-    /// Between slices: values for a sort by value, and candidates that have no chance any more are let go of.
+    /// After each slice: values for a sort by value, and candidates that have no chance any more are let go of.
     pub fn settle(
         &mut self,
         value: &mut dyn FnMut(Version) -> Result<Bytes, Error>,

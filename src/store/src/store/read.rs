@@ -33,8 +33,17 @@ pub enum Taken {
 /// A range after its first slice.
 pub enum Selection {
     Done(RangeAnswer),
-    /// More keys to look at, or to sort.
+    /// More keys to look at, or any to sort.
     Rest(Unfinished),
+}
+
+impl Selection {
+    pub fn finish(self) -> Result<RangeAnswer, Error> {
+        match self {
+            Selection::Done(answer) => Ok(answer),
+            Selection::Rest(rest) => rest.finish(),
+        }
+    }
 }
 
 /// A range that is not selected yet. While it lives, compaction waits below its revision.
@@ -57,10 +66,7 @@ pub struct TxnAnswer {
 impl Store {
     /// Reads a range at the newest revision or the one asked for. The request's key was checked.
     pub fn range(&self, request: &pb::RangeRequest) -> Result<RangeAnswer, Error> {
-        match self.select(request, Taken::AtOnce)? {
-            Selection::Done(answer) => Ok(answer),
-            Selection::Rest(rest) => rest.finish(),
-        }
+        self.select(request, Taken::AtOnce)?.finish()
     }
 
     /// The same, one slice of it: short work, whatever the request asks for.
@@ -73,7 +79,7 @@ impl Store {
             Some(asked) => readable(asked.0, revision, mvcc.compacted)?,
         };
         let begun = shared.begin(mvcc, request, revision, at, taken)?;
-        Ok(if begun.seen && !begun.gather.wants_settling() {
+        Ok(if begun.seen {
             Selection::Done(begun.finish()?)
         } else {
             Selection::Rest(begun)
@@ -149,8 +155,9 @@ impl Store {
 }
 
 impl Shared {
-    /// The first slice at revision `at`, which `mvcc` says is readable. A small answer that needs nothing more keeps a
-    /// View; any other keeps compaction away and takes Views as it goes.
+    /// The first slice at revision `at`, which `mvcc` says is readable, unless there is to be a sort: that holds what it
+    /// has seen. A small answer that needs nothing more keeps a View; any other keeps compaction away and takes Views as
+    /// it goes.
     fn begin(
         self: &Arc<Self>,
         mvcc: RwLockReadGuard<'_, Mvcc>,
@@ -160,11 +167,10 @@ impl Shared {
         taken: Taken,
     ) -> Result<Unfinished, Error> {
         let mut gather = Gather::new(request, at, true)?;
-        let seen = gather.step(&mvcc.index, SLICE_KEYS);
-        let selected = seen && !gather.wants_settling();
-        let hold = if selected && !gather.reads_on() {
+        let seen = !gather.wants_settling() && gather.step(&mvcc.index, SLICE_KEYS);
+        let hold = if seen && !gather.reads_on() {
             Hold::Nothing
-        } else if selected && taken == Taken::AtOnce && !gather.spilled && gather.encoded_len <= VIEW_BYTES_MAX {
+        } else if seen && taken == Taken::AtOnce && !gather.spilled && gather.encoded_len <= VIEW_BYTES_MAX {
             // Taken under the lock, a View has all rows that the index knows of.
             Hold::View(self.backend.view()?)
         } else {
@@ -234,17 +240,13 @@ impl Unfinished {
     }
 
     fn complete(&mut self, budget: usize) -> Result<(), Error> {
-        let settles = self.gather.wants_settling();
         while !self.seen {
-            if settles {
+            self.seen = self.gather.step(&self.shared.mvcc.read().index, SLICE_KEYS);
+            if self.gather.wants_settling() {
                 self.settle(budget)?;
             }
-            self.seen = self.gather.step(&self.shared.mvcc.read().index, SLICE_KEYS);
         }
-        if settles {
-            self.settle(budget)?;
-            self.gather.finish();
-        }
+        self.gather.finish();
         Ok(())
     }
 

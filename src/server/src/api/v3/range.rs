@@ -77,7 +77,14 @@ async fn select(
             Ok((answer, held))
         }
         Selection::Rest(rest) => {
-            let (answer, _slot) = off_thread(member, move |_| rest.finish()).await?;
+            let (answer, _slot) = match member.large_reads.clone().try_acquire_owned() {
+                Ok(slot) => in_slot(member, slot, move |_| rest.finish()).await?,
+                Err(_) => {
+                    // Who waits for a turn holds nothing meanwhile.
+                    drop(rest);
+                    off_thread(member, move |store| store.select(&request, taken)?.finish()).await?
+                }
+            };
             let held = reserve(member, answer.memory()).await?;
             Ok((answer, held))
         }
@@ -90,13 +97,20 @@ pub async fn off_thread<T: Send + 'static>(
     member: &Arc<Member>,
     read: impl FnOnce(&quorate_store::Store) -> Result<T, quorate_store::Error> + Send + 'static,
 ) -> Result<(T, OwnedSemaphorePermit), Status> {
-    let stopped = || Status::from(Error::Stopped);
     let slot = member.large_reads.clone().acquire_owned().await;
-    let slot = slot.map_err(|_| stopped())?;
+    let slot = slot.map_err(|_| Status::from(Error::Stopped))?;
+    in_slot(member, slot, read).await
+}
+
+async fn in_slot<T: Send + 'static>(
+    member: &Arc<Member>,
+    slot: OwnedSemaphorePermit,
+    read: impl FnOnce(&quorate_store::Store) -> Result<T, quorate_store::Error> + Send + 'static,
+) -> Result<(T, OwnedSemaphorePermit), Status> {
     let store = member.store.clone();
     // The slot goes along: when the caller is gone, the work still takes its place.
     let done = tokio::task::spawn_blocking(move || read(&store).map(|result| (result, slot)));
-    Ok(done.await.map_err(|_| stopped())??)
+    Ok(done.await.map_err(|_| Status::from(Error::Stopped))??)
 }
 
 /// Memory that a client will hold for as long as it takes to read its answer.
