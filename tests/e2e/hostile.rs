@@ -292,6 +292,27 @@ async fn any_request_bytes_never_panic() {
     assert_serves(&mut own.node).await;
 }
 
+/// Clients match on these, and Go has other words for a streaming call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_are_no_protobuf_get_gos_words() {
+    let own = start();
+    let mut raw = Raw::connect(own.node.address(), Windows::default()).await.unwrap();
+    const UNARY: &str = "grpc: error unmarshalling request: ";
+    const STREAMED: &str = "grpc: failed to unmarshal the received message: ";
+    for (path, text) in [
+        (RANGE, UNARY),
+        ("/grpc.health.v1.Health/Check", UNARY),
+        ("/etcdserverpb.KV/RangeStream", STREAMED),
+        ("/grpc.health.v1.Health/Watch", STREAMED),
+        (WATCH, STREAMED),
+    ] {
+        let ended = raw.call(path, frame(b"\xff\xff\xff")).await.unwrap();
+        assert_eq!(ended.grpc_status.as_deref(), Some("13"), "{path}");
+        let message = ended.grpc_message.unwrap_or_default();
+        assert!(message.starts_with(text), "{path}: {message}");
+    }
+}
+
 /// A request body: mostly well framed and badly filled, now and then badly framed.
 fn body(rng: &mut StdRng, path: &str, round: usize) -> Bytes {
     let mut random = vec![0; rng.random_range(0..200)];

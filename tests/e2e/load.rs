@@ -8,7 +8,8 @@ use quorate_api::proto::etcdserverpb::request_op::Request;
 use quorate_api::proto::etcdserverpb::watch_request::RequestUnion;
 use quorate_api::proto::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseLeasesRequest, LeaseLeasesResponse, PutRequest, RangeRequest,
-    RangeResponse, RequestOp, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest, WatchResponse,
+    RangeResponse, RangeStreamResponse, RequestOp, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest,
+    WatchResponse,
 };
 use quorate_kit::Rpc;
 use quorate_kit::raw::{Raw, Windows, finish, frame};
@@ -333,6 +334,39 @@ async fn mass_expiry_does_not_stall_puts() {
     assert_eq!(crate::support::get(&rpc, "keep").await.unwrap().kvs.len(), 1);
     assert!(p99 < P99_MAX, "puts took {p99:?} while leases ended");
     assert!(gone < GONE_MAX, "the keys were gone only after {gone:?}");
+}
+
+/// A stream of a range holds a piece of it, however many keys the pieces before had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_stream_comes_in_bounded_pieces() {
+    let own = start();
+    let rpc = own.node.rpc();
+    fill(&rpc, 3_000, 10_000).await;
+    // Pieces of small ones double until they have thousands of keys; then come the large ones.
+    fill(&rpc, 1_500, 10).await;
+    let pieces: Vec<RangeStreamResponse> = rpc
+        .collect("/etcdserverpb.KV/RangeStream", &prefix("big/"))
+        .await
+        .unwrap();
+    let pieces: Vec<RangeResponse> = pieces.into_iter().map(|piece| piece.range_response.unwrap()).collect();
+    let mut keys_max = 10;
+    for (at, piece) in pieces.iter().enumerate() {
+        assert!(
+            piece.encoded_len() <= (1 << 20) + 100,
+            "piece {at} has {} bytes",
+            piece.encoded_len()
+        );
+        assert!(piece.kvs.len() <= keys_max, "piece {at} has {} keys", piece.kvs.len());
+        keys_max *= 2;
+        let last = at + 1 == pieces.len();
+        assert_eq!(
+            (piece.header.is_some(), piece.count),
+            (last, if last { 3_000 } else { 0 })
+        );
+    }
+    let whole: RangeResponse = rpc.unary(RANGE, &prefix("big/")).await.unwrap();
+    let kvs: Vec<_> = pieces.into_iter().flat_map(|piece| piece.kvs).collect();
+    assert!(kvs == whole.kvs);
 }
 
 /// An answer that is read after all, late, is complete.

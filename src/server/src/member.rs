@@ -148,7 +148,7 @@ impl Member {
         let Some(quota) = self.limits.quota_bytes else {
             return Ok(());
         };
-        if self.store.sizes().in_use_bytes.saturating_add(cost) < quota {
+        if self.store.in_use_bytes().saturating_add(cost) < quota {
             return Ok(());
         }
         self.raise_nospace();

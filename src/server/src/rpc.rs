@@ -14,6 +14,7 @@
 //! * [`call`] — metadata, caller and deadline of a call;
 //! * [`reply`] — what a unary handler may answer with;
 //! * [`stream`] — both directions of a streaming call;
+//! * [`pace`] — how slowly an answer may be read;
 //! * [`observe`] — hooks for metrics;
 //! * `framing`, `payload`, `connection`, `unary`, `trailers`, `keepalive` — the machinery.
 //!
@@ -23,6 +24,7 @@
 pub mod call;
 pub mod method;
 pub mod observe;
+pub mod pace;
 pub mod reply;
 pub mod stream;
 
@@ -87,6 +89,8 @@ pub struct Limits {
     /// How long an answer that is produced while it is read may make no progress. It keeps a revision readable, so a
     /// client that never reads must not hold it for ever.
     pub stall_deadline: Duration,
+    /// How fast such an answer must be taken on the whole, once `stall_deadline` is over.
+    pub body_bytes_per_sec_min: u64,
     /// Decoded size of one header list.
     pub header_bytes_max: u32,
     /// Streams that the client reset before we looked at them; more in one go ends the connection.
@@ -113,6 +117,7 @@ impl Default for Limits {
             partial_bytes_max: 256 * 1024 * 1024,
             message_deadline: Duration::from_secs(60),
             stall_deadline: Duration::from_secs(300),
+            body_bytes_per_sec_min: 32 * 1024,
             header_bytes_max: 64 * 1024,
             pending_resets_max: 200,
             keepalive_interval: Some(Duration::from_secs(2 * 3600)),

@@ -50,12 +50,10 @@ impl State {
     }
 }
 
-/// The smallest read there is.
+/// The smallest read there is: one key. Of a range all keys would be counted, whatever the limit.
 fn probe() -> RangeRequest {
     RangeRequest {
         key: vec![0].into(),
-        range_end: vec![0].into(),
-        limit: 1,
         keys_only: true,
         ..Default::default()
     }

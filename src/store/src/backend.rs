@@ -147,6 +147,7 @@ pub struct Backend {
     shared: Arc<Shared>,
     disk: Patient,
     pending_bytes_max: usize,
+    commit_bytes: usize,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -202,8 +203,13 @@ impl Backend {
             progress: Condvar::new(),
             current: ArcSwapOption::empty(),
             in_use: AtomicU64::new(in_use),
+            queued: AtomicU64::new(0),
         });
-        let pending_bytes_max = options.pending_bytes_max;
+        let Options {
+            pending_bytes_max,
+            commit_bytes,
+            ..
+        } = options;
         let committer = Committer {
             db,
             disk: disk.clone(),
@@ -233,6 +239,7 @@ impl Backend {
                 shared,
                 disk,
                 pending_bytes_max,
+                commit_bytes,
                 thread: Some(thread),
             },
             recovered,
@@ -289,7 +296,8 @@ impl Backend {
         let mut control = self.shared.control.lock();
         control.refusal()?;
         control.pushed += 1;
-        control.queued_bytes += bytes;
+        let (before, after) = (control.queued_bytes, control.queued_bytes + bytes);
+        self.shared.set_queued(&mut control, after);
         let first = control.oldest.is_none();
         if first {
             control.oldest = Some(Instant::now());
@@ -304,7 +312,10 @@ impl Backend {
             bytes,
         });
         drop(control);
-        self.shared.work.notify_one();
+        // The thread sleeps until the first change is due; any other concerns it only if it makes enough.
+        if first || (before < self.commit_bytes && after >= self.commit_bytes) {
+            self.shared.work.notify_one();
+        }
         Ok(())
     }
 
@@ -341,10 +352,14 @@ impl Backend {
         }
     }
 
+    /// [`Sizes::in_use_bytes`] alone, which costs nothing to ask for.
+    pub fn in_use_bytes(&self) -> u64 {
+        self.shared.in_use()
+    }
+
     pub fn sizes(&self) -> Sizes {
-        let queued = self.shared.control.lock().queued_bytes;
         Sizes {
-            in_use_bytes: self.shared.in_use() + queued as u64,
+            in_use_bytes: self.in_use_bytes(),
             total_bytes: self.disk.disk().allocated().unwrap_or_default(),
             pending_bytes: self.shared.pending.bytes() as u64,
         }

@@ -14,10 +14,8 @@ pub enum Error {
     Backend(#[from] backend::Error),
     #[error("stored {what} of {name} can't be read: damaged, or written by a newer version")]
     Damaged { what: &'static str, name: String },
-    /// One range would hold more than its budget.
-    #[error(
-        "range would hold more than {budget} bytes to sort its result; ask for fewer keys, or without a sort order"
-    )]
+    /// One range, or all of a transaction, would hold more than its budget.
+    #[error("request would hold more than {budget} bytes for its result; ask for fewer keys, or without a sort order")]
     Memory { budget: usize },
     /// Entries come once each and in order.
     #[error("entry {index} does not follow the applied entry {applied}")]

@@ -31,5 +31,7 @@ pub use apply::Applier;
 pub use backend::Applied;
 pub use error::Error;
 pub use lease::LeaseInfo;
-pub use mvcc::answer::RangeAnswer;
-pub use store::{EventSink, Image, Incoming, Options, Received, Store};
+pub use mvcc::answer::{Piece, RangeAnswer};
+pub use store::{
+    EventSink, Image, Incoming, Options, Received, Selection, Store, Taken, TxnAnswer, Unfinished, VIEW_BYTES_MAX,
+};

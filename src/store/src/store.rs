@@ -46,8 +46,8 @@ use self::hash::Hashes;
 pub use self::image::{Image, Pieces};
 pub use self::install::{Incoming, Received};
 pub(crate) use self::open::Restored;
-pub use self::read::TxnAnswer;
 pub(crate) use self::read::txn_revision;
+pub use self::read::{Selection, Taken, TxnAnswer, Unfinished, VIEW_BYTES_MAX};
 
 /// Keys that are looked at in one hold of the index lock.
 pub(crate) const SLICE_KEYS: usize = 1000;
@@ -207,6 +207,11 @@ impl Store {
     /// Reads that compaction has to leave something for.
     pub fn open_reads(&self) -> usize {
         self.root.current.load().reads.count()
+    }
+
+    /// [`Sizes::in_use_bytes`] alone, for who asks with every request.
+    pub fn in_use_bytes(&self) -> u64 {
+        self.root.current.load().backend.in_use_bytes()
     }
 
     pub fn sizes(&self) -> Sizes {

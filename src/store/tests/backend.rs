@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quorate_store::backend::{Applied, Backend, Change, Error, Options, Row, RowId, SystemTable};
@@ -52,7 +53,7 @@ fn what_was_pushed_is_readable_before_and_after_it_is_durable() {
     assert_eq!(old.value(id).unwrap(), "two");
     assert_eq!(backend.flush().unwrap().last.index, 1);
     let new = backend.view().unwrap();
-    assert_eq!(new.durable_bound().main, 3);
+    assert_eq!(new.applied().index, 1);
     assert_eq!(
         (old.value(id).unwrap(), new.value(id).unwrap()),
         ("two".into(), "two".into())
@@ -94,6 +95,41 @@ fn what_was_pushed_is_readable_before_and_after_it_is_durable() {
         backend.view().unwrap().value(RowId { main: 4, sub: 0 }).unwrap(),
         "four"
     );
+}
+
+/// Whoever pushes wakes the committing thread seldom: only the first change after a commit does, and the one that makes
+/// enough. Neither may be missed.
+#[test]
+fn enough_is_committed_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options {
+        commit_interval: Duration::from_secs(3600),
+        commit_bytes: 32 << 10,
+        reserve_bytes: 0,
+        ..Options::default()
+    };
+    let (backend, _) = Backend::open(&folder.path().join("backend"), options).unwrap();
+    let value = "v".repeat(1000);
+    let mut index = 0;
+    // Pushes meet the thread asleep, about to sleep and at work.
+    for round in 0..50u64 {
+        let enough = index + 40 + round % 7;
+        while index < enough {
+            index += 1;
+            backend
+                .push(change(index, vec![row(1 + index as i64, &value)]))
+                .unwrap();
+        }
+        let start = Instant::now();
+        while backend.durable().last.index + 32 < index {
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "round {round}: nobody commits"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    assert_eq!(backend.flush().unwrap().last.index, index);
 }
 
 #[test]

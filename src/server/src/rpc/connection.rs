@@ -7,8 +7,6 @@
 //! Invariants: all unary calls of the connection are dropped with it. While more than [`Limits::unwritten_bytes_max`] of
 //! replies wait for the client, no further calls are started; they stay in HTTP/2's queue, under its flow control.
 
-use std::time::Duration;
-
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -29,6 +27,7 @@ use tokio::time::Instant;
 use super::cork::{Cork, cork};
 use super::framing::ReadLimits;
 use super::keepalive::{Keepalive, PingWatch, too_many_pings};
+use super::pace::PaceLimits;
 use super::payload::Payload;
 use super::{Api, CallContext, Kind, Limits, Method, PeerInfo, RpcObserver, call, stream, trailers, unary};
 use crate::http::HttpService;
@@ -78,7 +77,7 @@ impl<A: Api> Rpc<A> {
             unwritten: Arc::new(Semaphore::new(self.limits.unwritten_bytes_max)),
             unwritten_max: self.limits.unwritten_bytes_max,
             bodies: Semaphore::new(BODIES_MAX),
-            stall_deadline: self.limits.stall_deadline,
+            pace: PaceLimits::of(&self.limits),
             blocked_bytes: AtomicUsize::new(0),
             sent: AtomicBool::new(false),
         })
@@ -111,7 +110,7 @@ pub(crate) struct Conn {
     unwritten_max: usize,
     /// Bodies of which a piece is in memory and not yet handed to HTTP/2.
     pub(crate) bodies: Semaphore,
-    pub(crate) stall_deadline: Duration,
+    pub(crate) pace: PaceLimits,
     /// Replies that wait for the client.
     pub(crate) blocked_bytes: AtomicUsize,
     /// Something of a call was sent since the last turn.

@@ -21,6 +21,7 @@ pub use super::payload::Message;
 
 use super::connection::Conn;
 use super::framing::MessageReader;
+use super::pace::Pace;
 use super::payload::Payload;
 use super::unary::CallGuard;
 use super::{Api, CallContext, Kind, Method, trailers};
@@ -92,6 +93,11 @@ impl Outgoing {
     /// Waits until the client has room for something. Lets a handler gather what to send as late as possible.
     pub async fn ready(&mut self) -> Result<(), Status> {
         self.room(1).await.map(|_| ())
+    }
+
+    /// A clock for an answer of several messages that keeps something readable until it is sent.
+    pub fn pace(&self) -> Pace {
+        Pace::new(self.conn.pace)
     }
 
     /// Tells the client that the call was accepted, ahead of the first message.

@@ -17,6 +17,7 @@ use tokio::time::Sleep;
 
 use super::connection::Conn;
 use super::framing::{MessageReader, ReadError};
+use super::pace::Pace;
 use super::payload::Payload;
 use super::reply::{Reply, ReplyBody};
 use super::stream::{CHUNK_BYTES, Gone, poll_room};
@@ -288,12 +289,13 @@ async fn send_body(
 ) -> Result<(), SendError> {
     let total = body.len();
     let mut left = total;
+    let mut pace = Pace::new(conn.pace);
     loop {
         let piece = send_piece(conn, stream, &mut *body, total, left);
-        left = match tokio::time::timeout(conn.stall_deadline, piece).await {
-            Ok(left) => left?,
-            Err(_) => return Err(SendError::Body(Code::DeadlineExceeded)),
-        };
+        let after = pace.keep(piece).await;
+        let after = after.map_err(|too_slow| SendError::Body(too_slow.code))??;
+        pace.sent(left - after);
+        left = after;
         if left == 0 {
             return Ok(());
         }

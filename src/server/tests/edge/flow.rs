@@ -69,6 +69,30 @@ async fn an_answer_that_is_never_read_ends() {
     soon(ended).await;
 }
 
+/// Nor may it be taken so slowly that it lasts for days.
+#[tokio::test]
+async fn an_answer_that_is_read_by_drops_ends() {
+    let mut setup = Setup::default();
+    setup.rpc.stall_deadline = std::time::Duration::from_secs(1);
+    setup.rpc.body_bytes_per_sec_min = 1 << 20;
+    let edge = setup.start();
+    let client = h2(edge.addr).await;
+    let answer = unread(&client, 1, b"b4000000").await.remove(0);
+    let mut body = soon(answer).await.unwrap().into_body();
+    let reading = async {
+        // A few KiB at a time, never long without any.
+        while let Some(Ok(data)) = body.data().await {
+            let _ = body.flow_control().release_capacity(data.len());
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    soon(reading).await;
+    until("the call to end", || {
+        edge.seen.handled(quorate_api::Code::DeadlineExceeded) == 1
+    })
+    .await;
+}
+
 /// E2: whole messages wait in memory, so calls are not started while too much waits.
 #[tokio::test]
 async fn unread_messages_hold_back_further_calls() {

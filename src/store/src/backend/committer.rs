@@ -47,7 +47,6 @@ impl Committer {
                 .map_err(|error| Error::database("close backend file")(error.into()));
             let mut control = self.shared.control.lock();
             control.failed = closed.err().map(Arc::new);
-            control.ended = true;
             drop(control);
             self.shared.progress.notify_all();
             return;
@@ -57,9 +56,6 @@ impl Committer {
         while control.stop.is_none() {
             self.shared.work.wait(&mut control);
         }
-        control.ended = true;
-        drop(control);
-        self.shared.progress.notify_all();
     }
 
     fn work(&mut self) -> Result<(), Error> {
@@ -146,7 +142,8 @@ impl Committer {
         {
             let mut control = self.shared.control.lock();
             control.durable += batch.len() as u64;
-            control.queued_bytes -= bytes;
+            let left = control.queued_bytes - bytes;
+            self.shared.set_queued(&mut control, left);
             control.applied = facts.applied;
             control.applied_before = facts.applied_before;
         }

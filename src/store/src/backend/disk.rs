@@ -12,6 +12,7 @@
 //! A failed sync is never waited out: it goes up and is final.
 
 mod file;
+mod layout;
 mod summed;
 
 use std::io;

@@ -40,6 +40,8 @@ pub(super) struct Shared {
     pub current: ArcSwapOption<Published>,
     /// Stored bytes of live rows and records, as of the last commit.
     pub in_use: AtomicU64,
+    /// [`Control::queued_bytes`], for who asks with every request and can't wait for the lock.
+    pub queued: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -63,7 +65,6 @@ pub(super) struct Control {
     pub role: Role,
     /// Set once, by the first failure; nothing is committed after.
     pub failed: Option<Arc<Error>>,
-    pub ended: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,8 +99,14 @@ impl Shared {
         }
     }
 
+    /// What the file will have in use once all that is queued is in it.
     pub fn in_use(&self) -> u64 {
-        self.in_use.load(Ordering::Relaxed)
+        self.in_use.load(Ordering::Relaxed) + self.queued.load(Ordering::Relaxed)
+    }
+
+    pub fn set_queued(&self, control: &mut Control, bytes: usize) {
+        control.queued_bytes = bytes;
+        self.queued.store(bytes as u64, Ordering::Relaxed);
     }
 }
 

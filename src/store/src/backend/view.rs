@@ -82,11 +82,6 @@ impl View {
         Self { published, shared }
     }
 
-    /// Rows at or below are read from the file, newer ones from memory.
-    pub fn durable_bound(&self) -> RowId {
-        self.published.bound
-    }
-
     /// What the durable part of this View was made of.
     pub fn applied(&self) -> Applied {
         self.published.tables.facts.applied
@@ -125,12 +120,8 @@ impl View {
                 let (open, sought) = match &mut cursor {
                     Some(open) if steps_left > 0 => (open, false),
                     stale => {
-                        let seek = self
-                            .published
-                            .tables
-                            .values
-                            .lower_bound(Bound::Included(id))
-                            .during("seek a value")?;
+                        let values = &self.published.tables.values;
+                        let seek = self.file("seek a value", values.lower_bound(Bound::Included(id)))?;
                         (stale.insert(seek), true)
                     }
                 };
@@ -164,14 +155,9 @@ impl View {
     pub fn scan_rows(&self, from: RowId, mut each: impl FnMut(MetaRow<'_>) -> ControlFlow<()>) -> Result<(), Error> {
         let bound = self.published.bound;
         if from <= bound {
-            for row in self
-                .published
-                .tables
-                .meta
-                .range(from..=bound)
-                .during("scan table meta")?
-            {
-                let (id, bytes) = row.during("scan table meta")?;
+            let rows = self.published.tables.meta.range(from..=bound);
+            for row in self.file("scan table meta", rows)? {
+                let (id, bytes) = self.file("scan table meta", row)?;
                 if each(format::decode_meta(id.value(), bytes.value())?).is_break() {
                     return Ok(());
                 }

@@ -20,8 +20,18 @@ use crate::store::{SLICE_KEYS, Shared};
 /// Values that a small answer had to read from the file are kept in memory; a scan must not wash those out.
 const CACHE_PAIRS_MAX: usize = 16;
 
+/// What an answer has yet to read stays readable because of this.
+pub(crate) enum Hold {
+    /// It has nothing to read.
+    Nothing,
+    /// Taken under the index lock: it has every row that the index knew of. Pins what is written while it lives.
+    View(View),
+    /// Compaction leaves the rows alone, so any View has them.
+    Pin { _held: Pin },
+}
+
 /// All of it stands at one revision, whatever is written or compacted meanwhile. While it lives, compaction waits
-/// below that revision and (small answers) a View pins pages: let go of it after seconds.
+/// below that revision, or (small answers) a View pins rows: let go of it after seconds.
 pub struct RangeAnswer {
     /// The store's revision when the read began, whichever revision it asked for.
     pub revision: Revision,
@@ -34,8 +44,7 @@ pub struct RangeAnswer {
     source: Source,
     encoded_len: usize,
     left: usize,
-    view: Option<View>,
-    _pin: Option<Pin>,
+    hold: Hold,
 }
 
 enum Source {
@@ -46,21 +55,22 @@ enum Source {
 }
 
 /// Pairs of one piece: part of what is held, or read from the index just now.
-struct Piece {
+pub struct Piece {
     read: Option<Items>,
     part: Range<usize>,
     bytes: usize,
 }
 
+impl Piece {
+    /// Bytes of its `kvs` fields.
+    pub fn encoded_len(&self) -> usize {
+        self.bytes
+    }
+}
+
 impl RangeAnswer {
-    /// Of a range that has been gathered to its end. Without a pin, `view` was taken under the index lock.
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        revision: Revision,
-        gather: Gather,
-        view: Option<View>,
-        pin: Option<Pin>,
-    ) -> Self {
+    /// Of a range that has been gathered to its end.
+    pub(crate) fn new(shared: Arc<Shared>, revision: Revision, gather: Gather, hold: Hold) -> Self {
         let source = match gather.spilled {
             true => Source::Index { from: Resume::Start },
             false => Source::Held { next: 0 },
@@ -74,8 +84,7 @@ impl RangeAnswer {
             encoded_len: gather.encoded_len,
             left: gather.len_answered(),
             gather,
-            view,
-            _pin: pin,
+            hold,
         }
     }
 
@@ -97,16 +106,30 @@ impl RangeAnswer {
     /// The next `kvs` fields, whole pairs, at most `max_bytes` of them but at least one pair. All pieces together are
     /// `encoded_len` bytes.
     pub fn next_chunk(&mut self, max_bytes: usize) -> Result<Option<Bytes>, Error> {
-        let mut out = Vec::new();
-        while out.is_empty() && self.left > 0 {
-            let piece = self.take_piece(usize::MAX, max_bytes);
-            out.reserve_exact(piece.bytes);
-            let shape = self.gather.shape.clone();
-            self.each(&piece, |key, version, value| {
-                pair::put_kvs(&mut out, key, &shape.shown(*version), value);
-            })?;
+        let piece = self.next_piece(usize::MAX, max_bytes);
+        piece.map(|piece| self.encode(&piece)).transpose()
+    }
+
+    /// Chooses the next pairs without reading their values: at most so many, and whole pairs of at most `max_bytes`, but
+    /// at least one. To be [encoded](Self::encode).
+    pub fn next_piece(&mut self, max_pairs: usize, max_bytes: usize) -> Option<Piece> {
+        while self.left > 0 {
+            let piece = self.take_piece(max_pairs, max_bytes);
+            if piece.bytes > 0 {
+                return Some(piece);
+            }
         }
-        Ok((!out.is_empty()).then(|| out.into()))
+        None
+    }
+
+    /// The `kvs` fields of a piece of this answer.
+    pub fn encode(&self, piece: &Piece) -> Result<Bytes, Error> {
+        let mut out = Vec::with_capacity(piece.bytes);
+        let shape = self.gather.shape.clone();
+        self.each(piece, |key, version, value| {
+            pair::put_kvs(&mut out, key, &shape.shown(*version), value);
+        })?;
+        Ok(out.into())
     }
 
     /// At most `max_pairs` more pairs, as messages; empty when there are no more.
@@ -207,10 +230,9 @@ impl RangeAnswer {
         if !unknown.is_empty() {
             let ids: Vec<RowId> = unknown.iter().map(|at| list[*at].version.row()).collect();
             let fresh;
-            let view = match &self.view {
-                Some(view) => view,
-                // Pinned: compaction leaves these rows alone, so any View has them. A fresh one pins less.
-                None => {
+            let view = match &self.hold {
+                Hold::View(view) => view,
+                Hold::Pin { .. } | Hold::Nothing => {
                     fresh = self.shared.backend.view()?;
                     &fresh
                 }

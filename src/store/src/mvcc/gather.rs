@@ -159,7 +159,7 @@ pub struct Gather {
     /// Key-ordered and too large to hold: `items` stays empty.
     pub spilled: bool,
     pub items: Items,
-    /// Items before this one have been valued.
+    /// Items before this one have been settled.
     valued: usize,
     /// Keys in the range.
     pub count: i64,
@@ -172,9 +172,15 @@ pub struct Gather {
 impl Gather {
     /// `may_spill`: whoever takes the answer can read large ones again.
     pub fn new(request: &RangeRequest, at: i64, may_spill: bool) -> Result<Self, Answer> {
+        let mut shape = Shape::of(request)?;
+        let range = KeyRange::new(request.key.clone(), request.range_end.clone());
+        if range.is_single() {
+            // One is always in order.
+            shape.sort = None;
+        }
         Ok(Self {
-            shape: Shape::of(request)?,
-            range: KeyRange::new(request.key.clone(), request.range_end.clone()),
+            shape,
+            range,
             at,
             from: Resume::Start,
             may_spill,
@@ -236,25 +242,41 @@ impl Gather {
         }
     }
 
-    /// True when [`Gather::settle`] has something to do between two slices.
+    /// True when [`Gather::settle`] has something to do after each slice.
     pub fn wants_settling(&self) -> bool {
         self.shape.sort.is_some()
     }
 
-    /// Between slices: values for a sort by value, and candidates that have no chance any more are let go of.
+    /// After each slice: values for a sort by value, and candidates that have no chance any more are let go of.
     pub fn settle(
         &mut self,
         value: &mut dyn FnMut(Version) -> Result<Bytes, Error>,
         budget: usize,
     ) -> Result<(), Error> {
         let Some(sort) = self.shape.sort else { return Ok(()) };
-        if sort.by == SortTarget::Value {
-            for item in &mut self.items.list[self.valued..] {
-                item.value = value(item.version)?;
-                self.items.value_bytes += item.value.len();
+        let over = Error::Memory { budget };
+        while sort.by == SortTarget::Value && self.valued < self.items.list.len() {
+            let item = &mut self.items.list[self.valued];
+            item.value = value(item.version)?;
+            self.items.value_bytes += item.value.len();
+            self.valued += 1;
+            // Values may be large: looked at with each of them, not once a slice.
+            if self.items.memory() > budget {
+                // Worth an ordering only if a good part goes.
+                let limit = self
+                    .shape
+                    .limit
+                    .filter(|limit| !sort.cut_first && self.valued > limit.saturating_add(limit / 8));
+                match limit {
+                    Some(limit) => self.thin(sort, limit),
+                    None => return Err(over),
+                }
+                if self.items.memory() > budget {
+                    return Err(over);
+                }
             }
-            self.valued = self.items.list.len();
         }
+        self.valued = self.items.list.len();
         if let Some(limit) = self.shape.limit
             && !sort.cut_first
             && self.items.list.len() >= limit.saturating_add(limit.max(THIN_STEP_MIN))
@@ -262,18 +284,19 @@ impl Gather {
             self.thin(sort, limit);
         }
         if self.items.memory() > budget {
-            return Err(Error::Memory { budget });
+            return Err(over);
         }
         Ok(())
     }
 
+    /// Of what was settled, keeps the best `limit`.
     fn thin(&mut self, sort: Sort, limit: usize) {
         let mut list = std::mem::take(&mut self.items.list);
-        list.select_nth_unstable_by(limit, |a, b| self.order(sort, a, b));
-        list.truncate(limit);
+        list[..self.valued].select_nth_unstable_by(limit, |a, b| self.order(sort, a, b));
+        list.drain(limit..self.valued);
         self.items.list = list;
         self.items.repack();
-        self.valued = self.items.list.len();
+        self.valued = limit;
     }
 
     /// Ties go by key, so that every member answers alike.
@@ -310,6 +333,11 @@ impl Gather {
         self.items.repack();
     }
 
+    /// Whoever writes the answer will read the index or values for it.
+    pub fn reads_on(&self) -> bool {
+        self.spilled || (!self.shape.keys_only && self.len_answered() > 0)
+    }
+
     /// Pairs that will be answered.
     pub fn len_answered(&self) -> usize {
         self.admitted.min(self.shape.limit())
@@ -318,5 +346,60 @@ impl Gather {
     /// The limit cut something off.
     pub fn more(&self) -> bool {
         self.admitted > self.shape.limit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::index::NewVersion;
+    use super::*;
+    use crate::backend::RowId;
+
+    /// E2: a value too many is one value, not a slice of them.
+    #[test]
+    fn a_sort_by_value_stops_at_its_budget() {
+        const VALUE: usize = 100 << 10;
+        const BUDGET: usize = 1 << 20;
+        let mut index = Index::default();
+        for main in 0..1000 {
+            let new = NewVersion {
+                id: RowId { main, sub: 0 },
+                value_len: VALUE as u32,
+                lease: None,
+            };
+            index.put(format!("{main:04}").as_bytes(), new);
+        }
+        let sort = |limit| {
+            let request = RangeRequest {
+                key: Bytes::from_static(b"\0"),
+                range_end: Bytes::from_static(b"\0"),
+                sort_order: SortOrder::Descend as i32,
+                sort_target: SortTarget::Value as i32,
+                limit,
+                ..Default::default()
+            };
+            let mut gather = Gather::new(&request, 1000, true).unwrap();
+            assert!(gather.step(&index, 1001));
+            let mut loaded = 0;
+            let mut value = |version: Version| {
+                loaded += VALUE;
+                Ok(Bytes::from(vec![(version.main % 251) as u8; VALUE]))
+            };
+            let settled = gather.settle(&mut value, BUDGET);
+            let first = settled.map(|()| {
+                gather.finish();
+                let list = &gather.items.list;
+                list.iter().map(|item| item.version.main % 251).collect::<Vec<_>>()
+            });
+            (first, loaded)
+        };
+        let (all, loaded) = sort(0);
+        assert!(matches!(all, Err(Error::Memory { budget: BUDGET })));
+        assert!(loaded <= BUDGET + VALUE, "{loaded} bytes loaded");
+        let (too_many, _) = sort(20);
+        assert!(matches!(too_many, Err(Error::Memory { .. })));
+        // Those that can't be among the first make room.
+        let (first, loaded) = sort(3);
+        assert_eq!((first.unwrap(), loaded), (vec![250; 3], 1000 * VALUE));
     }
 }

@@ -12,11 +12,49 @@ use quorate_api::{Error as Answer, Revision};
 use super::{Mvcc, SLICE_KEYS, Shared, Store};
 use crate::backend::View;
 use crate::error::Error;
-use crate::mvcc::answer::RangeAnswer;
+use crate::mvcc::answer::{Hold, RangeAnswer};
 use crate::mvcc::compare::Judge;
 use crate::mvcc::gather::Gather;
 use crate::mvcc::pair;
 use crate::mvcc::version::Version;
+
+/// Answers up to this size may keep a View, if they are [taken](Taken) at once.
+pub const VIEW_BYTES_MAX: usize = 32 << 10;
+
+/// How an answer will be read out. Rows that are written while somebody keeps a View stay in memory until it is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// Right away, if it is no larger than [`VIEW_BYTES_MAX`].
+    AtOnce,
+    /// At the speed of a client, whatever its size.
+    Slowly,
+}
+
+/// A range after its first slice.
+pub enum Selection {
+    Done(RangeAnswer),
+    /// More keys to look at, or any to sort.
+    Rest(Unfinished),
+}
+
+impl Selection {
+    pub fn finish(self) -> Result<RangeAnswer, Error> {
+        match self {
+            Selection::Done(answer) => Ok(answer),
+            Selection::Rest(rest) => rest.finish(),
+        }
+    }
+}
+
+/// A range that is not selected yet. While it lives, compaction waits below its revision.
+pub struct Unfinished {
+    shared: Arc<Shared>,
+    revision: i64,
+    gather: Gather,
+    /// The index was seen to its end.
+    seen: bool,
+    hold: Hold,
+}
 
 /// The answer to a read-only transaction: which branch, and the answers of its ranges, all of one revision.
 pub struct TxnAnswer {
@@ -28,6 +66,11 @@ pub struct TxnAnswer {
 impl Store {
     /// Reads a range at the newest revision or the one asked for. The request's key was checked.
     pub fn range(&self, request: &pb::RangeRequest) -> Result<RangeAnswer, Error> {
+        self.select(request, Taken::AtOnce)?.finish()
+    }
+
+    /// The same, one slice of it: short work, whatever the request asks for.
+    pub fn select(&self, request: &pb::RangeRequest, taken: Taken) -> Result<Selection, Error> {
         let shared = self.shared();
         let mvcc = shared.mvcc.read();
         let revision = shared.revision();
@@ -35,10 +78,16 @@ impl Store {
             None => revision,
             Some(asked) => readable(asked.0, revision, mvcc.compacted)?,
         };
-        shared.gather(mvcc, request, revision, at)
+        let begun = shared.begin(mvcc, request, revision, at, taken)?;
+        Ok(if begun.seen {
+            Selection::Done(begun.finish()?)
+        } else {
+            Selection::Rest(begun)
+        })
     }
 
-    /// Runs a transaction that changes nothing (see [`crate::validate::is_read_only`]): all of it at one revision.
+    /// Runs a transaction that changes nothing (see [`crate::validate::is_read_only`]): all of it at one revision, and
+    /// all of it within the budget of one range.
     pub fn read_txn(&self, request: &pb::TxnRequest) -> Result<TxnAnswer, Error> {
         let shared = self.shared();
         let (revision, pin) = {
@@ -55,13 +104,23 @@ impl Store {
         }
         let ops = if succeeded { &request.success } else { &request.failure };
         let mut ranges = Vec::with_capacity(ops.len());
+        let budget = shared.range_bytes_max;
+        let mut left = budget;
         for op in ops {
             let Some(Request::RequestRange(range)) = &op.request else {
                 return Err(Answer::KeyNotFound.into());
             };
             let mvcc = shared.mvcc.read();
             let at = txn_revision(range.revision, revision, mvcc.compacted)?;
-            ranges.push(shared.gather(mvcc, range, revision, at.unwrap_or(revision))?);
+            // Small answers may be large together.
+            let begun = shared.begin(mvcc, range, revision, at.unwrap_or(revision), Taken::Slowly)?;
+            let over = |error| match error {
+                Error::Memory { .. } => Error::Memory { budget },
+                other => other,
+            };
+            let answer = begun.finish_within(left).map_err(over)?;
+            left = left.checked_sub(answer.memory()).ok_or(Error::Memory { budget })?;
+            ranges.push(answer);
         }
         drop(pin);
         Ok(TxnAnswer {
@@ -92,42 +151,37 @@ impl Store {
 }
 
 impl Shared {
-    /// At revision `at`, which `mvcc` says is readable.
-    fn gather(
+    /// The first slice at revision `at`, which `mvcc` says is readable, unless there is to be a sort: that holds what it
+    /// has seen. A small answer that needs nothing more keeps a View; any other keeps compaction away and takes Views as
+    /// it goes.
+    fn begin(
         self: &Arc<Self>,
         mvcc: RwLockReadGuard<'_, Mvcc>,
         request: &pb::RangeRequest,
         revision: i64,
         at: i64,
-    ) -> Result<RangeAnswer, Error> {
+        taken: Taken,
+    ) -> Result<Unfinished, Error> {
         let mut gather = Gather::new(request, at, true)?;
-        let mut all = gather.step(&mvcc.index, SLICE_KEYS);
-        let (mut view, mut pin) = (None, None);
-        if all && !gather.spilled {
+        let seen = !gather.wants_settling() && gather.step(&mvcc.index, SLICE_KEYS);
+        let hold = if seen && !gather.reads_on() {
+            Hold::Nothing
+        } else if seen && taken == Taken::AtOnce && !gather.spilled && gather.encoded_len <= VIEW_BYTES_MAX {
             // Taken under the lock, a View has all rows that the index knows of.
-            if !gather.shape.keys_only() && gather.len_answered() > 0 {
-                view = Some(self.backend.view()?);
-            }
-            drop(mvcc);
+            Hold::View(self.backend.view()?)
         } else {
-            pin = Some(self.reads.pin(at));
-            drop(mvcc);
-        }
-        while !all {
-            self.settle(&mut gather, view.as_ref())?;
-            all = gather.step(&self.mvcc.read().index, SLICE_KEYS);
-        }
-        if gather.wants_settling() {
-            self.settle(&mut gather, view.as_ref())?;
-            gather.finish();
-        }
-        Ok(RangeAnswer::new(self.clone(), Revision(revision), gather, view, pin))
-    }
-
-    fn settle(&self, gather: &mut Gather, view: Option<&View>) -> Result<(), Error> {
-        let mut fresh = None;
-        let mut value = |version: Version| self.value(view, &mut fresh, version);
-        gather.settle(&mut value, self.range_bytes_max)
+            Hold::Pin {
+                _held: self.reads.pin(at),
+            }
+        };
+        drop(mvcc);
+        Ok(Unfinished {
+            shared: self.clone(),
+            revision,
+            gather,
+            seen,
+            hold,
+        })
     }
 
     fn holds(&self, compare: &pb::Compare, at: i64) -> Result<bool, Error> {
@@ -157,6 +211,45 @@ impl Shared {
             (None, none) => none.insert(self.backend.view()?),
         };
         Ok(view.value(version.row())?)
+    }
+}
+
+impl Unfinished {
+    /// Looks at the rest, in slices; sorts.
+    pub fn finish(self) -> Result<RangeAnswer, Error> {
+        let budget = self.shared.range_bytes_max;
+        self.finish_within(budget)
+    }
+
+    fn finish_within(mut self, budget: usize) -> Result<RangeAnswer, Error> {
+        self.complete(budget)?;
+        let Self {
+            shared,
+            revision,
+            gather,
+            seen: _,
+            hold,
+        } = self;
+        let hold = if gather.reads_on() { hold } else { Hold::Nothing };
+        Ok(RangeAnswer::new(shared, Revision(revision), gather, hold))
+    }
+
+    fn complete(&mut self, budget: usize) -> Result<(), Error> {
+        while !self.seen {
+            self.seen = self.gather.step(&self.shared.mvcc.read().index, SLICE_KEYS);
+            if self.gather.wants_settling() {
+                self.settle(budget)?;
+            }
+        }
+        self.gather.finish();
+        Ok(())
+    }
+
+    fn settle(&mut self, budget: usize) -> Result<(), Error> {
+        let mut fresh = None;
+        let shared = &self.shared;
+        let mut value = |version: Version| shared.value(None, &mut fresh, version);
+        self.gather.settle(&mut value, budget)
     }
 }
 

@@ -32,6 +32,13 @@ pub const ALL_CASES: [Survives; 5] = [
     Survives::Sectors,
 ];
 
+/// A page for which the disk hands out something else, and calls it good.
+#[derive(Clone, Debug)]
+pub struct Misread {
+    pub page: u64,
+    pub instead: Vec<u8>,
+}
+
 #[derive(Clone, Debug)]
 pub enum Op {
     Write(u64, Vec<u8>),
@@ -46,7 +53,12 @@ struct State {
     tracing: bool,
     syncs: u64,
     fail_sync: Option<u64>,
+    writes: u64,
+    fail_write: Option<u64>,
     fail_reads: bool,
+    misread: Option<Misread>,
+    /// Writes that begin here find no space.
+    full_at: Option<u64>,
     bytes_read: u64,
     blocks: HashSet<u64>,
     reserved: u64,
@@ -93,6 +105,33 @@ impl MemDisk {
         state.fail_sync = Some(state.syncs + good);
     }
 
+    /// The write after that many more good ones fails, and every later one.
+    pub fn fail_write_after(&self, good: u64) {
+        let mut state = self.state();
+        state.fail_write = Some(state.writes + good);
+    }
+
+    /// A misdirected read: from now on the `page` reads as the one that lies `by` pages further on.
+    pub fn shift_reads(&self, page: u64, by: i64) {
+        let mut state = self.state();
+        let other = page
+            .checked_add_signed(by)
+            .filter(|page| page * BLOCK < state.now.len() as u64);
+        let instead = other.map_or(vec![0; BLOCK as usize], |other| page_of(&state.now, other));
+        state.misread = Some(Misread { page, instead });
+    }
+
+    /// A stale read: from now on the `page` reads as it was in `image`.
+    pub fn stale_reads(&self, page: u64, image: &[u8]) {
+        let instead = page_of(image, page);
+        self.state().misread = Some(Misread { page, instead });
+    }
+
+    /// Writes at this offset find no space, as on a file system that never writes in place.
+    pub fn set_full_at(&self, offset: Option<u64>) {
+        self.state().full_at = offset;
+    }
+
     pub fn syncs(&self) -> u64 {
         self.state().syncs
     }
@@ -114,6 +153,17 @@ impl MemDisk {
         let state = self.state();
         state.blocks.len() as u64 * BLOCK + state.reserved
     }
+}
+
+/// Zeros where there is none.
+fn page_of(image: &[u8], page: u64) -> Vec<u8> {
+    let from = (page * BLOCK) as usize;
+    let mut bytes = image
+        .get(from..image.len().min(from + BLOCK as usize))
+        .unwrap_or_default()
+        .to_vec();
+    bytes.resize(BLOCK as usize, 0);
+    bytes
 }
 
 impl State {
@@ -143,6 +193,14 @@ impl Disk for MemDisk {
             .get(from..from + out.len())
             .ok_or(io::ErrorKind::UnexpectedEof)?;
         out.copy_from_slice(bytes);
+        if let Some(Misread { page, instead }) = &state.misread {
+            let start = page * BLOCK;
+            for (at, byte) in (offset..).zip(out.iter_mut()) {
+                if let Some(wrong) = at.checked_sub(start).and_then(|at| instead.get(at as usize)) {
+                    *byte = *wrong;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -158,6 +216,13 @@ impl Disk for MemDisk {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.state();
+        if state.fail_write.is_some_and(|good| state.writes >= good) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        if state.full_at == Some(offset) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        state.writes += 1;
         let end = offset + data.len() as u64;
         let touched = offset / BLOCK..end.div_ceil(BLOCK);
         let new = touched.clone().filter(|block| !state.blocks.contains(block)).count();

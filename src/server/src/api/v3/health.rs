@@ -1,7 +1,7 @@
 //! The standard gRPC health service. Only the server as a whole, named "", is known, and it serves as soon as it
 //! listens; losing the leader or raising an alarm does not change that.
 
-use super::{decode, reply};
+use super::{decode, decode_streamed, reply};
 use crate::rpc::{Incoming, Outgoing, Reply};
 use bytes::Bytes;
 use pb::health_check_response::ServingStatus;
@@ -28,7 +28,7 @@ pub async fn watch(mut incoming: Incoming, mut outgoing: Outgoing) -> Result<(),
     let Some(message) = incoming.message().await? else {
         return Ok(());
     };
-    let request: pb::HealthCheckRequest = decode(message)?;
+    let request: pb::HealthCheckRequest = decode_streamed(message)?;
     let status = if request.service.is_empty() {
         ServingStatus::Serving
     } else {

@@ -9,8 +9,9 @@ use quorate_api::Status;
 use quorate_store::RangeAnswer;
 use std::collections::VecDeque;
 
-/// Answers up to this size are put together at once; larger ones are sent piece by piece.
-pub const WHOLE_BYTES: usize = 32 << 10;
+/// Answers up to this size are put together at once; larger ones are sent piece by piece. Those that keep a View are
+/// among the former, whatever stands around their pairs.
+pub const WHOLE_BYTES: usize = quorate_store::VIEW_BYTES_MAX + 1024;
 
 /// Size of a piece: what a connection holds for a client that does not read.
 pub const PIECE_BYTES: usize = 64 << 10;
@@ -19,7 +20,7 @@ pub const PIECE_BYTES: usize = 64 << 10;
 pub struct Parts {
     parts: VecDeque<Part>,
     len: usize,
-    held: Vec<Reserved>,
+    held: Option<Reserved>,
 }
 
 enum Part {
@@ -29,7 +30,7 @@ enum Part {
 }
 
 impl Parts {
-    pub fn new(held: Vec<Reserved>) -> Self {
+    pub fn new(held: Option<Reserved>) -> Self {
         Self {
             parts: VecDeque::new(),
             len: 0,
@@ -68,7 +69,7 @@ impl Parts {
     fn piece(&mut self) -> Result<Option<Bytes>, Status> {
         let piece = match self.parts.front_mut() {
             None => {
-                self.held.clear();
+                self.held = None;
                 return Ok(None);
             }
             Some(Part::Bytes(bytes)) => std::mem::take(bytes),

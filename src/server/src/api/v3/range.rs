@@ -1,7 +1,7 @@
 //! KV reads: Range, RangeStream, and transactions that only read.
 
-use super::decode;
 use super::parts::{Parts, WHOLE_BYTES};
+use super::{decode, decode_streamed};
 use crate::budget::Reserved;
 use crate::member::Member;
 use crate::rpc::{Incoming, Outgoing, Reply};
@@ -11,24 +11,24 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, k
 use quorate_api::proto::etcdserverpb::request_op::Request;
 use quorate_api::proto::etcdserverpb::{self as pb, range_request::SortOrder, range_request::SortTarget};
 use quorate_api::{Error, Status};
-use quorate_store::{RangeAnswer, validate};
+use quorate_store::{Piece, RangeAnswer, Selection, Taken, validate};
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::OwnedSemaphorePermit;
 
-/// Keys that a request may select to be looked up on the thread that serves its connection.
-const INLINE_KEYS: i64 = 1000;
-
-/// RangeStream's first piece, in keys; the number then follows the size of the pieces.
+/// RangeStream's first piece, in keys; the most then follows the size of the pieces, as in etcd.
 const STREAM_KEYS_FIRST: usize = 10;
+/// Its largest piece, unless a single pair is larger.
+const STREAM_BYTES_MAX: usize = 1 << 20;
 
 pub async fn range(member: &Arc<Member>, message: Bytes) -> Result<Reply, Status> {
     let request: pb::RangeRequest = decode(message)?;
     validate::range(&request)?;
     let begun = Instant::now();
-    let selected = linearized(member, request).await;
+    let selected = linearized(member, request, Taken::AtOnce).await;
     member.counts.range_answered(selected.is_ok(), begun.elapsed());
     let (answer, held) = selected?;
-    let mut parts = Parts::new(held.into_iter().collect());
+    let mut parts = Parts::new(held);
     push_range(&mut parts, answer, |answer| member.header(answer.revision));
     parts.reply()
 }
@@ -37,12 +37,13 @@ pub async fn range(member: &Arc<Member>, message: Bytes) -> Result<Reply, Status
 async fn linearized(
     member: &Arc<Member>,
     request: pb::RangeRequest,
+    taken: Taken,
 ) -> Result<(RangeAnswer, Option<Reserved>), Status> {
     if !request.serializable {
         member.linearize().await?;
     }
     let begun = Instant::now();
-    let selected = select(member, request).await;
+    let selected = select(member, request, taken).await;
     member.counts.selected(selected.is_ok(), begun.elapsed());
     selected
 }
@@ -79,48 +80,60 @@ fn encode_field(number: u32, len: usize, out: &mut BytesMut) {
     encode_varint(len as u64, out);
 }
 
-/// Runs the selection: at once when it can't be long, otherwise off the serving threads and few at a time.
-async fn select(member: &Arc<Member>, request: pb::RangeRequest) -> Result<(RangeAnswer, Option<Reserved>), Status> {
-    if is_short(&request) {
-        return Ok((member.store.range(&request)?, None));
+/// Runs the selection: its first slice at once, what is longer off the serving threads and few at a time.
+async fn select(
+    member: &Arc<Member>,
+    request: pb::RangeRequest,
+    taken: Taken,
+) -> Result<(RangeAnswer, Option<Reserved>), Status> {
+    match member.store.select(&request, taken)? {
+        Selection::Done(answer) => {
+            let held = reserve(member, answer.memory()).await?;
+            Ok((answer, held))
+        }
+        Selection::Rest(rest) => {
+            let (answer, _slot) = match member.large_reads.clone().try_acquire_owned() {
+                Ok(slot) => in_slot(member, slot, move |_| rest.finish()).await?,
+                Err(_) => {
+                    // Who waits for a turn holds nothing meanwhile.
+                    drop(rest);
+                    off_thread(member, move |store| store.select(&request, taken)?.finish()).await?
+                }
+            };
+            let held = reserve(member, answer.memory()).await?;
+            Ok((answer, held))
+        }
     }
-    let answer = off_thread(member, move |store| store.range(&request)).await?;
-    let held = reserve(member, &answer).await?;
-    Ok((answer, held))
 }
 
-async fn off_thread<T: Send + 'static>(
+/// Runs what may take long where it delays nobody, a few at a time. Its memory counts as the slot's until that is let
+/// go of: reserve what is kept before.
+pub async fn off_thread<T: Send + 'static>(
     member: &Arc<Member>,
     read: impl FnOnce(&quorate_store::Store) -> Result<T, quorate_store::Error> + Send + 'static,
-) -> Result<T, Status> {
-    let stopped = |_| Status::from(Error::Stopped);
-    let slot = member
-        .large_reads
-        .clone()
-        .acquire_owned()
-        .await
-        .map_err(|_| Status::from(Error::Stopped))?;
-    let store = member.store.clone();
-    let done = tokio::task::spawn_blocking(move || {
-        let result = read(&store);
-        drop(slot);
-        result
-    });
-    Ok(done.await.map_err(stopped)??)
+) -> Result<(T, OwnedSemaphorePermit), Status> {
+    let slot = member.large_reads.clone().acquire_owned().await;
+    let slot = slot.map_err(|_| Status::from(Error::Stopped))?;
+    in_slot(member, slot, read).await
 }
 
-async fn reserve(member: &Arc<Member>, answer: &RangeAnswer) -> Result<Option<Reserved>, Status> {
-    match answer.memory() {
+async fn in_slot<T: Send + 'static>(
+    member: &Arc<Member>,
+    slot: OwnedSemaphorePermit,
+    read: impl FnOnce(&quorate_store::Store) -> Result<T, quorate_store::Error> + Send + 'static,
+) -> Result<(T, OwnedSemaphorePermit), Status> {
+    let store = member.store.clone();
+    // The slot goes along: when the caller is gone, the work still takes its place.
+    let done = tokio::task::spawn_blocking(move || read(&store).map(|result| (result, slot)));
+    Ok(done.await.map_err(|_| Status::from(Error::Stopped))??)
+}
+
+/// Memory that a client will hold for as long as it takes to read its answer.
+async fn reserve(member: &Arc<Member>, bytes: usize) -> Result<Option<Reserved>, Status> {
+    match bytes {
         small if small <= WHOLE_BYTES => Ok(None),
         large => member.memory.reserve(large).await.map(Some),
     }
-}
-
-fn is_short(request: &pb::RangeRequest) -> bool {
-    let plain = request.sort_order == SortOrder::None as i32
-        && request.sort_target == SortTarget::Key as i32
-        && filters(request) == [0; 4];
-    request.range_end.is_empty() || (plain && (1..=INLINE_KEYS).contains(&request.limit))
 }
 
 fn filters(request: &pb::RangeRequest) -> [i64; 4] {
@@ -138,18 +151,18 @@ pub async fn read_only_txn(member: &Arc<Member>, request: pb::TxnRequest) -> Res
     if !validate::is_serializable(&request) {
         member.linearize().await?;
     }
-    let answer = if is_short_txn(&request) {
-        member.store.read_txn(&request)?
+    let (answer, slot) = if is_short_txn(&request) {
+        (member.store.read_txn(&request)?, None)
     } else {
-        off_thread(member, move |store| store.read_txn(&request)).await?
+        let (answer, slot) = off_thread(member, move |store| store.read_txn(&request)).await?;
+        (answer, Some(slot))
     };
     member
         .counts
         .read_only_txn_answered(answer.ranges.len(), begun.elapsed());
-    let mut held = Vec::new();
-    for range in &answer.ranges {
-        held.extend(reserve(member, range).await?);
-    }
+    // Once for all of them: who holds a part and waits for more may wait for another who does the same.
+    let held = reserve(member, answer.ranges.iter().map(RangeAnswer::memory).sum()).await?;
+    drop(slot);
     let mut parts = Parts::new(held);
     parts.push(encode_header(&member.header(answer.revision)));
     if answer.succeeded {
@@ -195,7 +208,7 @@ pub async fn stream(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: 
     let Some(message) = incoming.message().await? else {
         return Ok(());
     };
-    let request: pb::RangeRequest = decode(message)?;
+    let request: pb::RangeRequest = decode_streamed(message)?;
     validate::range(&request)?;
     let by_key = request.sort_order == SortOrder::Ascend as i32 && request.sort_target == SortTarget::Key as i32;
     if request.sort_order != SortOrder::None as i32 && !by_key {
@@ -204,32 +217,42 @@ pub async fn stream(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: 
     if filters(&request) != [0; 4] {
         return Err(Error::RangeStreamFilter.into());
     }
-    let (mut answer, _held) = linearized(member, request).await?;
+    let (mut answer, _held) = linearized(member, request, Taken::Slowly).await?;
     let header = member.header(answer.revision);
+    let request_bytes = member.limits.request_bytes;
+    let bytes_max = STREAM_BYTES_MAX.min(request_bytes.saturating_mul(2));
     let mut keys = STREAM_KEYS_FIRST;
+    let mut pace = outgoing.pace();
     loop {
-        let mut response = pb::RangeResponse {
-            kvs: answer.next_kvs(keys)?,
-            ..Default::default()
-        };
+        // A piece is read once the client has room for some of it.
+        pace.keep(outgoing.ready()).await??;
+        let piece = answer.next_piece(keys, bytes_max);
+        let held = reserve(member, piece.as_ref().map_or(0, Piece::encoded_len)).await?;
+        let pairs = piece
+            .map(|piece| answer.encode(&piece))
+            .transpose()?
+            .unwrap_or_default();
         let last = answer.pairs_left() == 0;
-        if last {
-            response.header = Some(header);
-            response.more = answer.more;
-            response.count = answer.count;
-        }
-        let message = pb::RangeStreamResponse {
-            range_response: Some(response),
-        }
-        .encode_to_vec();
-        let len = message.len();
-        outgoing.send(message).await?;
+        let (head, tail) = if last {
+            (encode_header(&header), encode_tail(&answer))
+        } else {
+            (BytesMut::new(), BytesMut::new())
+        };
+        let response = head.len() + pairs.len() + tail.len();
+        let mut start = BytesMut::with_capacity(16 + head.len());
+        encode_field(1, response, &mut start);
+        start.extend_from_slice(&head);
+        let message = vec![start.freeze(), pairs, tail.freeze()];
+        let len: usize = message.iter().map(Bytes::len).sum();
+        pace.keep(outgoing.send(message)).await??;
+        pace.sent(len);
+        drop(held);
         if last {
             return Ok(());
         }
-        if len < member.limits.request_bytes / 2 {
+        if len < request_bytes / 2 {
             keys = keys.saturating_mul(2);
-        } else if len > member.limits.request_bytes.saturating_mul(2) {
+        } else if len > request_bytes.saturating_mul(2) {
             keys = (keys / 2).max(1);
         }
     }

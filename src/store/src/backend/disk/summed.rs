@@ -15,15 +15,15 @@
 //! that state may come back (redb copies on write), so its sum does not change either; a page of sums that is torn by a
 //! power loss between sectors therefore still holds the right sums of every page that counts.
 //!
-//! The sum covers the page's number, so that a page written to the wrong place is noticed. An all-zero page has the sum
-//! 0: that is how space reads that was never written.
+//! The sum covers the page's number, so that a page written to the wrong place is noticed. The sum 0 stands for a page
+//! that was never written. Redb never reads one; who does has lost pages and sums together, to a hole in the file.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
-use super::Patient;
+use super::{Patient, layout};
 use crate::backend::Error;
 use crate::backend::format::FORMAT;
 
@@ -56,7 +56,8 @@ impl Summed {
     pub fn open(disk: Patient) -> Result<Self, Error> {
         let failed = Error::disk("read the head of the backend file");
         let len = disk.size().map_err(&failed)?;
-        let len = if len == 0 {
+        let new = len == 0;
+        let len = if new {
             let mut page = [0; PAGE as usize];
             page[..16].copy_from_slice(MAGIC);
             page[16..20].copy_from_slice(&FORMAT.to_le_bytes());
@@ -75,10 +76,30 @@ impl Summed {
             check_head(&head)?;
             logical_len(len)
         };
-        Ok(Self {
+        let summed = Self {
             disk,
             len: AtomicU64::new(len),
             groups: RwLock::default(),
+        };
+        if !new {
+            summed.check_len(len)?;
+        }
+        Ok(summed)
+    }
+
+    /// What redb would take for a new file, or would not survive.
+    fn check_len(&self, len: u64) -> Result<(), Error> {
+        // A file that was ever finished has more than a head.
+        if len > 0 {
+            let mut header = [0; layout::LEN];
+            let read = self.read_header(&mut header);
+            read.map_err(|error| Error::database("read the header of the backend file")(error.into()))?;
+            if layout::stored_len(&header).is_none_or(|stored| stored <= len) {
+                return Ok(());
+            }
+        }
+        Err(Error::Corrupt {
+            what: format!("its file was cut short, to {len} bytes of pages"),
         })
     }
 
@@ -125,20 +146,35 @@ impl Summed {
         self.group(group, false, |loaded| out.copy_from_slice(&loaded.sums[at..at + len]))
     }
 
+    /// Writes without the lock: a write waits while the disk is full, and readers need their sums meanwhile.
     fn flush_sums(&self) -> io::Result<()> {
-        let mut groups = self.groups.write();
-        for (group, loaded) in groups.iter_mut().enumerate() {
-            let Some(loaded) = loaded.as_mut().filter(|loaded| loaded.dirty) else {
-                continue;
-            };
-            let mut bytes = [0; PAGE as usize];
-            for (bytes, sum) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&loaded.sums) {
-                *bytes = sum.to_le_bytes();
+        let mut next = 0;
+        while let Some((group, bytes)) = self.take_dirty(next) {
+            let written = self.disk.write(sums_at(group as u64), &bytes);
+            if written.is_err()
+                && let Some(Some(loaded)) = self.groups.write().get_mut(group)
+            {
+                loaded.dirty = true;
             }
-            self.disk.write(sums_at(group as u64), &bytes)?;
-            loaded.dirty = false;
+            written?;
+            next = group + 1;
         }
         Ok(())
+    }
+
+    /// The page of the first dirty group at or behind `from`, which counts as written from now on.
+    fn take_dirty(&self, from: usize) -> Option<(usize, [u8; PAGE as usize])> {
+        let mut groups = self.groups.write();
+        let behind = groups.iter_mut().enumerate().skip(from);
+        let (group, loaded) = behind
+            .filter_map(|(group, loaded)| Some((group, loaded.as_mut()?)))
+            .find(|(_, loaded)| loaded.dirty)?;
+        loaded.dirty = false;
+        let mut bytes = [0; PAGE as usize];
+        for (bytes, sum) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&loaded.sums) {
+            *bytes = sum.to_le_bytes();
+        }
+        Some((group, bytes))
     }
 
     fn read_header(&self, out: &mut [u8]) -> io::Result<()> {
@@ -266,10 +302,8 @@ fn runs(offset: u64, len: usize) -> io::Result<impl Iterator<Item = (u64, std::o
     }))
 }
 
+/// Never 0.
 fn sum(page: u64, bytes: &[u8]) -> u32 {
-    if bytes.iter().all(|byte| *byte == 0) {
-        return 0;
-    }
     crc32c::crc32c_append(crc32c::crc32c(&page.to_le_bytes()), bytes).max(1)
 }
 
