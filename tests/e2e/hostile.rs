@@ -17,7 +17,7 @@ use rand::{Rng, RngCore, SeedableRng};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
 
-use crate::support::{PUT, RANGE, TXN, WATCH, assert_serves, start};
+use crate::support::{PUT, RANGE, TXN, WATCH, assert_serves, from_env, start};
 
 /// Every call of the API, of services that are served and of ones that are not (yet).
 const PATHS: [&str; 55] = [
@@ -266,10 +266,7 @@ async fn no_request_ends_the_process() {
 /// A22, A44, D22: random bytes, cut and bent messages, and frames that lie about themselves, to every path.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_request_bytes_never_panic() {
-    let seed: u64 = std::env::var("QUORATE_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0xbad_b17e5);
+    let seed: u64 = from_env("QUORATE_SEED", 0xbad_b17e5);
     println!("seed {seed}");
     let mut own = start();
     let mut rng = StdRng::seed_from_u64(seed);

@@ -13,7 +13,8 @@ use quorate_api::proto::etcdserverpb::{
 use quorate_kit::Rpc;
 use quorate_kit::raw::{Raw, Windows, finish, frame};
 
-use crate::support::{RANGE, TXN, WATCH, alone, assert_serves, percentile, prefix, put_at, start};
+use crate::support::{RANGE, TXN, WATCH, assert_serves, percentile, prefix, put_at, start};
+use crate::turn::alone;
 
 const MIB: u64 = 1 << 20;
 
@@ -49,7 +50,7 @@ async fn range_memory_stays_in_budget() {
     const VALUE: usize = 10_000;
     const READERS: usize = 50;
     const BUDGET: u64 = 1 << 30; // etcd needs 4 to 5 GiB for this
-    let _turn = alone().await;
+    let _turn = alone();
     let mut own = start();
     let rpc = own.node.rpc();
     fill(&rpc, KEYS, VALUE).await;
@@ -141,7 +142,7 @@ async fn slow_watchers_are_bounded_and_exact() {
     const WRITES: usize = 300;
     const VALUE: usize = 100_000;
     const BUDGET: u64 = 1 << 30;
-    let _turn = alone().await;
+    let _turn = alone();
     let mut own = start();
     let rpc = own.node.rpc();
     let create = |watch_id| WatchRequest {
@@ -227,7 +228,7 @@ async fn mass_expiry_does_not_stall_puts() {
     const CLIENTS: i64 = 64;
     const GONE_MAX: Duration = Duration::from_secs(30);
     const P99_MAX: Duration = Duration::from_millis(500);
-    let _turn = alone().await;
+    let _turn = alone();
     let own = start();
     let rpc = own.node.rpc();
     let stay: LeaseGrantResponse = rpc
