@@ -4,10 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use quorate_kit::wait::until;
 use quorate_kit::{Config, Node};
 
 use crate::mounts::{Tmpfs, fill_up, read_only};
-use crate::support::{Own, Place, binary, start};
+use crate::support::{Own, Place, binary, start, start_with};
 
 /// A node that has written something and was stopped in order.
 fn stopped() -> Own {
@@ -92,20 +93,45 @@ fn an_unusable_data_dir_is_named_with_damage_in_the_log() {
     assert_eq!(fs::read(&segment).unwrap(), bytes, "what is damaged is left as it is");
 }
 
+fn cut(store: &Path, left: u64) {
+    fs::File::options()
+        .write(true)
+        .open(store)
+        .unwrap()
+        .set_len(left)
+        .unwrap();
+}
+
 #[test]
 fn an_unusable_data_dir_is_named_with_a_cut_store() {
     let mut own = stopped();
     let store = own.node.config.data_dir().join("member/store.redb");
-    let length = fs::metadata(&store).unwrap().len();
-    for left in [length / 2, 4096, 100] {
-        fs::File::options()
-            .write(true)
-            .open(&store)
-            .unwrap()
-            .set_len(left)
-            .unwrap();
+    cut(&store, fs::metadata(&store).unwrap().len() / 2);
+    let said = refused(&mut own);
+    assert_names(&said, &[text(&store)]);
+}
+
+/// A store cut so short that it looks like one that was never finished. As long as the log goes back to the beginning
+/// it could be made again; where the log was purged, its data is gone, and that must not pass for an empty store.
+#[test]
+fn an_unusable_data_dir_is_named_with_next_to_no_store() {
+    let mut own = start_with(|config| config.flag("--snapshot-count=10"));
+    let data = own.node.config.data_dir();
+    let (store, first) = (
+        data.join("member/store.redb"),
+        data.join("member/wal/0000000000000001.wal"),
+    );
+    let ctl = own.node.etcdctl();
+    let value = "v".repeat(1 << 20);
+    until("the log to be purged", Duration::from_secs(30), || {
+        assert!(ctl.call_with_input(&["put", "a"], &value).ok);
+        (!first.exists()).then_some(())
+    });
+    own.node.terminate();
+    for left in [4096, 100, 0] {
+        cut(&store, left);
         let said = refused(&mut own);
-        assert_names(&said, &[text(&store)]);
+        assert_names(&said, &[text(&data)]);
     }
 }
 

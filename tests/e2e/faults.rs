@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use quorate_api::proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
 };
+use quorate_kit::wait::until_async;
 use quorate_kit::{Config, Node, Stderr};
 use tonic::Code;
 
@@ -99,7 +100,9 @@ async fn a_burst_at_the_end_of_the_disk_ends_nothing() {
     const WRITES: usize = 50;
     const ROUNDS: usize = 4;
     let dir = Place::new();
-    let small = Tmpfs::mount(dir.path(), 160);
+    let small = Tmpfs::mount(dir.path(), 320);
+    let ballast = dir.path().join("ballast");
+    std::fs::write(&ballast, vec![0; 160 << 20]).unwrap();
     let mut node = Node::start(Config::new(binary(), dir.path()));
     let rpc = node.rpc();
     let (mut acknowledged, mut refused) = (Vec::new(), 0);
@@ -131,6 +134,11 @@ async fn a_burst_at_the_end_of_the_disk_ends_nothing() {
         !acknowledged.is_empty() && refused > 0,
         "the burst did not meet the end"
     );
+    std::fs::remove_file(&ballast).unwrap();
+    until_async("writes to go on", Duration::from_secs(30), || async {
+        put(&rpc, "after", "1").await.ok()
+    })
+    .await;
     node.kill();
     node.restart();
     let rpc = node.rpc();
