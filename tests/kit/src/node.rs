@@ -4,7 +4,6 @@
 //! here has seen the same command line. The log is a file that the process writes itself: nothing is lost when it is
 //! killed, and nobody has to drain a pipe.
 
-use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Seek, SeekFrom, Write};
@@ -12,6 +11,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -153,9 +153,9 @@ pub struct Node {
     /// Where this start's part of the log begins.
     log_start: u64,
     /// How far the log was searched for panics.
-    searched: Cell<u64>,
+    searched: AtomicU64,
     /// A panic was found and told; once is enough.
-    told: Cell<bool>,
+    told: AtomicBool,
     pipe: Option<(PipeReader, PipeWriter)>,
 }
 
@@ -174,8 +174,8 @@ impl Node {
             config,
             child: None,
             log_start: 0,
-            searched: Cell::new(0),
-            told: Cell::new(false),
+            searched: AtomicU64::new(0),
+            told: AtomicBool::new(false),
             pipe: None,
         };
         node.spawn();
@@ -203,7 +203,7 @@ impl Node {
             .open(config.log_file())
             .unwrap();
         self.log_start = log.metadata().unwrap().len();
-        self.searched.set(self.log_start);
+        *self.searched.get_mut() = self.log_start;
         let mut words = config.wrapper.clone();
         words.push(config.binary.path.clone().into_os_string());
         let mut command = Command::new(&words[0]);
@@ -275,15 +275,15 @@ impl Node {
     /// # Panics
     /// When this start has logged a panic.
     pub fn assert_no_panic(&self) {
-        let log = self.log_from(self.searched.get());
+        let log = self.log_from(self.searched.load(Ordering::Relaxed));
         // a line may be half written: it is searched again when it is whole
         let whole = log.rfind('\n').map_or(0, |end| end + 1);
         if let Some(line) = log.lines().find(|line| PANICS.iter().any(|panic| line.contains(panic))) {
-            if !self.told.replace(true) {
+            if !self.told.swap(true, Ordering::Relaxed) {
                 panic!("{} logged a panic: {line}", self.config.name);
             }
         } else {
-            self.searched.set(self.searched.get() + whole as u64);
+            self.searched.fetch_add(whole as u64, Ordering::Relaxed);
         }
     }
 
