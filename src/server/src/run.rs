@@ -287,7 +287,8 @@ fn start_member(
         catchup_entries: config.snapshot_catchup_entries,
         on_fatal,
     };
-    let node = Node::start(options, wal, store.clone(), applier)?;
+    let node = Node::start(options, wal, store.clone(), applier)
+        .with_context(|| format!("recover from the data in {}", config.data_dir.display()))?;
     let started = Hub::start(Arc::new(store), watch_options(config)).context("start the watch hub")?;
     let hub = hub.get_or_init(|| started).clone();
     let budget = Budget::new(ANSWER_BYTES);
