@@ -409,6 +409,7 @@ mod tests {
     fn every_server_gets_the_flags_that_matter() {
         let program = Program {
             label: "x".into(),
+            version: (0, 0),
             path: "/bin/x".into(),
             extra_args: vec!["--extra=1".into()],
         };
