@@ -129,8 +129,22 @@ impl Pair {
                 text += &format!("  {name} has ended; its log:\n{}\n", side.node.tail());
             }
         }
-        Mismatch { index, text }
+        Mismatch {
+            index,
+            text: text.lines().map(shorten).collect(),
+        }
     }
+}
+
+/// A line that can be read: values may have a million bytes.
+fn shorten(line: &str) -> String {
+    const CHARACTERS_MAX: usize = 4_000;
+    let mut short: String = line.chars().take(CHARACTERS_MAX).collect();
+    if short.len() < line.len() {
+        short.push_str(" …");
+    }
+    short.push('\n');
+    short
 }
 
 fn both(
