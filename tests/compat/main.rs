@@ -5,7 +5,8 @@
 //! - [`side`]: one server, its watch streams and what is due on them ([`watchers`]);
 //! - [`reply`]: answers in comparable form; [`differences`]: where 3.4 is known to differ from 3.7;
 //! - [`hashes`]: `HashKV` over a history of its own;
-//! - [`pair`]: both servers in step, and shrinking; [`scripted`]: edges that chance would not find;
+//! - [`pair`]: both servers in step; [`shrink`]: from a long failing sequence to a short one; [`scripted`]: edges that
+//!   chance would not find;
 //!   [`regressions`]: sequences that once disagreed.
 //!
 //! `QUORATE_SEED` and `QUORATE_COMPAT_SEQUENCES` ask for other or more sequences, `QUORATE_ORACLE` for another
@@ -20,6 +21,7 @@ mod pair;
 mod regressions;
 mod reply;
 mod scripted;
+mod shrink;
 mod side;
 mod watchers;
 
@@ -124,11 +126,7 @@ async fn generated_sequences_agree(contest: &Contest, seed: u64, sequences: usiz
                 let ops = generate::sequence(seed.wrapping_add(number as u64), OPERATIONS);
                 if let Err(found) = pair.run(&ops).await {
                     next.store(sequences, Ordering::Relaxed); // the others finish what they are at
-                    let whence = format!(
-                        "sequence {number} of seed {seed} disagrees (QUORATE_SEED={})",
-                        seed.wrapping_add(number as u64)
-                    );
-                    return Some(pair::report(&contest, &whence, &ops, found).await);
+                    return Some((number, ops, found));
                 }
             }
         })
@@ -136,7 +134,14 @@ async fn generated_sequences_agree(contest: &Contest, seed: u64, sequences: usiz
     let workers: Vec<_> = workers.collect();
     let mut reports = Vec::new();
     for worker in workers {
-        reports.extend(worker.await.unwrap());
+        let Some((number, ops, found)) = worker.await.unwrap() else {
+            continue;
+        };
+        let whence = format!(
+            "sequence {number} of seed {seed} disagrees (QUORATE_SEED={})",
+            seed.wrapping_add(number as u64)
+        );
+        reports.push(pair::report(contest, &whence, &ops, found).await);
     }
     assert!(reports.is_empty(), "{}", reports.join("\n\n"));
 }

@@ -1,12 +1,13 @@
 //! The node under test and the reference, taken through the same sequence.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quorate_kit::Binary;
 
 use crate::differences::{self, Facts};
 use crate::op::{Op, literal};
 use crate::reply::{Reply, Step};
+use crate::shrink::shrink;
 use crate::side::Side;
 
 const SHRINKING: Duration = Duration::from_secs(120);
@@ -128,8 +129,22 @@ impl Pair {
                 text += &format!("  {name} has ended; its log:\n{}\n", side.node.tail());
             }
         }
-        Mismatch { index, text }
+        Mismatch {
+            index,
+            text: text.lines().map(shorten).collect(),
+        }
     }
+}
+
+/// A line that can be read: values may have a million bytes.
+fn shorten(line: &str) -> String {
+    const CHARACTERS_MAX: usize = 4_000;
+    let mut short: String = line.chars().take(CHARACTERS_MAX).collect();
+    if short.len() < line.len() {
+        short.push_str(" …");
+    }
+    short.push('\n');
+    short
 }
 
 fn both(
@@ -152,45 +167,18 @@ fn show(reply: &Reply) -> String {
 }
 
 /// Drops what is not needed for a mismatch, on fresh servers after each one that still fails, until nothing more can
-/// go or [`SHRINKING`] is over. Gives the shortest failing sequence and its mismatch.
-pub async fn shrink(contest: &Contest, ops: &[Op], found: Mismatch) -> (Vec<Op>, Mismatch) {
-    let mut shortest = ops[..=found.index.min(ops.len().saturating_sub(1))].to_vec();
-    let mut mismatch = found;
-    let deadline = Instant::now() + SHRINKING;
-    let mut pair = contest.pair();
-    let mut chunk = shortest.len() / 2;
-    while chunk > 0 {
-        let mut from = 0;
-        let mut dropped_any = false;
-        while from < shortest.len() && Instant::now() < deadline {
-            let to = (from + chunk).min(shortest.len());
-            let mut fewer = shortest.clone();
-            fewer.drain(from..to);
-            match pair.run(&fewer).await {
-                Ok(()) => from = to,
-                Err(still) => {
-                    fewer.truncate(still.index + 1);
-                    shortest = fewer;
-                    mismatch = still;
-                    dropped_any = true;
-                    pair = contest.pair();
-                }
-            }
-        }
-        if Instant::now() >= deadline {
-            break;
-        }
-        if !dropped_any || chunk > 1 {
-            chunk /= 2;
-        }
-    }
-    (shortest, mismatch)
-}
-
-/// The whole report of a mismatch: where, what, and the shortest sequence to keep.
+/// go or [`SHRINKING`] is over. The whole report: where, what, and the shortest sequence to keep.
 pub async fn report(contest: &Contest, whence: &str, ops: &[Op], found: Mismatch) -> String {
     let first = found.text.clone();
-    let (shortest, last) = shrink(contest, ops, found).await;
+    let mut pair = contest.pair();
+    let run = async |ops: &[Op]| {
+        let outcome = pair.run(ops).await;
+        if outcome.is_err() {
+            pair = contest.pair();
+        }
+        outcome
+    };
+    let (shortest, last) = shrink(ops, found, SHRINKING, run).await;
     format!(
         "{whence}\n{first}\nshortest sequence that fails, {} operations, for regressions.rs:\n{}\nwhich ends in\n{}",
         shortest.len(),

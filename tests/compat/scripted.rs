@@ -180,8 +180,8 @@ fn request_delete(key: &'static str) -> RequestOp {
     }
 }
 
-/// Well below and well above what a request may have (the exact edge is each server's own), and above what the
-/// transport takes.
+/// Up to what a request may have and a byte more (a value of 1,572,837 or 1,572,838 bytes is the largest, by the length of
+/// the member's id), well below and well above it, and above what the transport takes.
 fn large_requests() -> Vec<Op> {
     let of = |bytes: usize| vec![b'x'; bytes];
     let many = |count: usize, bytes: usize| {
@@ -205,6 +205,12 @@ fn large_requests() -> Vec<Op> {
     vec![
         put("a", of(1_500_000)),
         put("a", of(1_572_000)),
+        put("a", of(1_572_824)),
+        put("a", of(1_572_836)),
+        put("a", of(1_572_837)),
+        put("a", of(1_572_839)),
+        put("a", of(1_572_864)),
+        put("a", of(1_572_865)),
         put("a", of(1_573_500)),
         put("a", of(2_000_000)),
         put("a", of(2_097_152)),

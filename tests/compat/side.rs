@@ -31,6 +31,14 @@ const FENCE: &[u8] = b"~fence";
 const FENCE_ID: i64 = 1_000_000;
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
+/// What all pairs may need at once. Containers often have 64 MiB there.
+const MEMORY_MIN: u64 = 2 << 30;
+
+fn free_bytes(path: &std::path::Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 #[derive(Debug)]
 pub struct Side {
     pub node: Node,
@@ -68,10 +76,9 @@ impl Side {
     /// A fresh server. Its files are in memory where the machine has that: this suite is not about disks.
     pub fn start(binary: &Binary) -> Self {
         let memory = std::path::Path::new("/dev/shm");
-        let dir = if memory.is_dir() {
-            tempfile::tempdir_in(memory)
-        } else {
-            tempfile::tempdir()
+        let dir = match free_bytes(memory) {
+            Some(free) if free >= MEMORY_MIN => tempfile::tempdir_in(memory),
+            _ => tempfile::tempdir(),
         }
         .expect("a temporary directory");
         let node = Node::start(Config::new(binary.clone(), dir.path()));

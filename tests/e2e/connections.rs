@@ -8,7 +8,8 @@ use quorate_kit::raw::{Raw, Windows};
 use quorate_kit::tls::Material;
 use quorate_kit::{Node, Rpc};
 
-use crate::support::{RANGE, alone, assert_serves, config, percentile, put_at, start};
+use crate::support::{RANGE, assert_serves, config, percentile, put_at, start};
+use crate::turn::alone;
 
 /// A34, E4: a connection that says nothing, or half a handshake, is closed, on the TLS port and on the plain one.
 /// A36: so is one whose headers drip. Meanwhile others are served.
@@ -92,7 +93,7 @@ fn closed_after(address: SocketAddr, first: &[u8], drip: Option<&[u8]>, limit: D
 /// A39: streams opened and reset at once, as fast as they go, cost the attacker's connection and nobody else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http2_rapid_reset_is_bounded() {
-    let _turn = alone().await;
+    let _turn = alone();
     let mut own = start();
     put_at(&own.node.rpc(), "a", "1").await;
     let before = own.node.resident_bytes();

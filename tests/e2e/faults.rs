@@ -1,52 +1,27 @@
 //! The world around the process fails: the disk is full, the log goes nowhere.
 
-use std::io::Write;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use quorate_api::proto::etcdserverpb::{CompactionRequest, CompactionResponse};
+use quorate_api::proto::etcdserverpb::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
+};
+use quorate_kit::wait::until_async;
 use quorate_kit::{Config, Node, Stderr};
 use tonic::Code;
 
-use crate::support::{COMPACT, binary, config, get, put, put_at};
-
-/// A small file system of its own, gone when dropped.
-struct Tmpfs<'a>(&'a Path);
-
-impl<'a> Tmpfs<'a> {
-    fn mount(at: &'a Path, mib: u32) -> Self {
-        let size = format!("size={mib}m,mode=700");
-        let done = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-            .arg(at)
-            .output()
-            .unwrap();
-        let why = String::from_utf8_lossy(&done.stderr).into_owned();
-        assert!(
-            done.status.success(),
-            "a full disk needs a small one: mounting a tmpfs failed: {why}"
-        );
-        Self(at)
-    }
-}
-
-impl Drop for Tmpfs<'_> {
-    fn drop(&mut self) {
-        // lazily: a server that is only just being killed may still hold it
-        let _ = Command::new("umount").arg("-l").arg(self.0).status();
-    }
-}
+use crate::mounts::{Tmpfs, fill_up};
+use crate::support::{COMPACT, DELETE, Place, binary, config, get, put, put_at};
 
 /// D7, E5: a full disk refuses writes and nothing else; when there is room again the node goes on by itself, with
 /// everything it acknowledged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn disk_full_recovers_by_itself() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Place::new();
     let small = Tmpfs::mount(dir.path(), 320);
     let mut node = Node::start(Config::new(binary(), dir.path()));
     let rpc = node.rpc();
     put_at(&rpc, "before", "1").await;
+    let spared = put_at(&rpc, "spared", "1").await;
     let ballast = dir.path().join("ballast");
     fill_up(&ballast);
 
@@ -70,10 +45,23 @@ async fn disk_full_recovers_by_itself() {
         (refusal.code(), refusal.message()),
         (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded")
     );
-    for _ in 0..5 {
+    // what makes room and what reads goes on
+    for round in 0..5 {
         assert_eq!(get(&rpc, "before").await.unwrap().kvs.len(), 1, "reads go on");
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        let delete = DeleteRangeRequest {
+            key: if round == 0 { "spared".into() } else { "nothing".into() },
+            ..DeleteRangeRequest::default()
+        };
+        let gone: DeleteRangeResponse = rpc.unary(DELETE, &delete).await.expect("deletes go on");
+        assert_eq!(gone.deleted, i64::from(round == 0));
+        fill_up(&ballast);
     }
+    let compact = CompactionRequest {
+        revision: spared,
+        physical: true,
+    };
+    let _: CompactionResponse = rpc.unary(COMPACT, &compact).await.expect("compaction goes on");
+    assert!(get(&rpc, "spared").await.unwrap().kvs.is_empty());
     node.assert_alive();
 
     std::fs::remove_file(&ballast).unwrap();
@@ -97,21 +85,70 @@ async fn disk_full_recovers_by_itself() {
         );
     }
     assert_eq!(get(&rpc, "after").await.unwrap().kvs.len(), 1);
+    assert!(
+        get(&rpc, "spared").await.unwrap().kvs.is_empty(),
+        "deleted while the disk was full"
+    );
     drop(node);
     drop(small);
 }
 
-/// Writes to `path` until there is no byte left.
-fn fill_up(path: &Path) {
-    let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
-    let mut size = 1 << 20;
-    let block = vec![0; size];
-    while size > 0 {
-        match file.write(&block[..size]) {
-            Ok(written) if written > 0 => {}
-            _ => size /= 2,
+/// D7: many large writes at once meet the end of the disk together. Each is answered or refused, the node stays up and
+/// holds what it acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_at_the_end_of_the_disk_ends_nothing() {
+    const WRITES: usize = 50;
+    const ROUNDS: usize = 4;
+    let dir = Place::new();
+    let small = Tmpfs::mount(dir.path(), 320);
+    let ballast = dir.path().join("ballast");
+    std::fs::write(&ballast, vec![0; 160 << 20]).unwrap();
+    let mut node = Node::start(Config::new(binary(), dir.path()));
+    let rpc = node.rpc();
+    let (mut acknowledged, mut refused) = (Vec::new(), 0);
+    for round in 0..ROUNDS {
+        let writes: Vec<_> = (0..WRITES)
+            .map(|n| {
+                let (rpc, key) = (rpc.clone(), format!("burst/{round}/{n}"));
+                tokio::spawn(async move { (put(&rpc, key.clone(), vec![b'x'; 1 << 20]).await, key) })
+            })
+            .collect();
+        for write in writes {
+            let (done, key) = write.await.unwrap();
+            match done {
+                Ok(_) => acknowledged.push(key),
+                Err(status) => {
+                    assert_eq!(
+                        (status.code(), status.message()),
+                        (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+                        "round {round}, {key}"
+                    );
+                    refused += 1;
+                }
+            }
         }
+        node.assert_alive();
     }
+    println!("{} writes fitted, {refused} were refused", acknowledged.len());
+    assert!(
+        !acknowledged.is_empty() && refused > 0,
+        "the burst did not meet the end"
+    );
+    std::fs::remove_file(&ballast).unwrap();
+    until_async("writes to go on", Duration::from_secs(30), || async {
+        put(&rpc, "after", "1").await.ok()
+    })
+    .await;
+    node.kill();
+    node.restart();
+    let rpc = node.rpc();
+    for key in &acknowledged {
+        let got = get(&rpc, key.as_str()).await.unwrap();
+        assert_eq!(got.kvs.len(), 1, "{key} was acknowledged");
+    }
+    node.assert_alive();
+    drop(node);
+    drop(small);
 }
 
 /// B35, E5: a log that nobody reads holds up neither reads nor writes, and one that is gone kills nobody.

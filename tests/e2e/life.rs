@@ -3,7 +3,6 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,7 +10,8 @@ use std::time::Duration;
 use quorate_kit::Node;
 use rustix::process::Signal;
 
-use crate::support::{Own, binary, config, get, put, start, start_with};
+use crate::support::{Own, config, get, metric, put, start, start_with};
+use crate::turn::alone;
 
 /// The ids that etcd computes for its default URLs.
 #[test]
@@ -96,6 +96,7 @@ fn sigint_under_load_ends_in_time_and_loses_nothing() {
 
 /// The process ends within 1.5 s, by the signal it was sent, and what it acknowledged is there afterwards.
 fn ends_by(signal: Signal, number: i32) {
+    let _turn = alone();
     let mut own = start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -177,9 +178,16 @@ fn a_busy_data_dir_is_waited_for() {
         .push(format!("--data-dir={}", own.node.config.data_dir().display()));
     config.dir = elsewhere;
     let mut second = Node::launch(config);
-    quorate_kit::wait::until("the second process to be under way", Duration::from_secs(5), || {
-        (!second.log().is_empty()).then_some(())
-    });
+    quorate_kit::wait::until(
+        "the second process to say what it waits for",
+        Duration::from_secs(5),
+        || {
+            second
+                .log()
+                .contains("data directory is locked by another process")
+                .then_some(())
+        },
+    );
     // for a while it neither ends nor serves, and the first one is not disturbed
     for round in 0..10 {
         second.assert_alive();
@@ -195,147 +203,12 @@ fn a_busy_data_dir_is_waited_for() {
     assert_eq!(second.etcdctl().ok(&["get", "a"]), "a\n9\n");
 }
 
-#[test]
-fn version_has_etcds_four_lines_and_ours() {
-    let said = run(&[], &["--version"]);
-    let text = String::from_utf8(said.stdout).unwrap();
-    let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(said.status.code(), Some(0));
-    assert_eq!(lines.len(), 5, "etcd's four lines, then our own version: {text}");
-    assert!(lines[4].starts_with("Quorate Version: "), "{text}");
-    assert_eq!(lines[0], "etcd Version: 3.7.1");
-    for (line, start) in lines[1..4].iter().zip(["Git SHA: ", "Go Version: ", "Go OS/Arch: "]) {
-        assert!(line.starts_with(start), "{text}");
-    }
-}
-
-#[test]
-fn bad_flags_are_refused_as_etcd_refuses_them() {
-    let first_line = |said: &Output| {
-        String::from_utf8_lossy(&said.stderr)
-            .lines()
-            .next()
-            .unwrap_or("")
-            .to_owned()
-    };
-    for (flag, expected) in [
-        ("--nope", "flag provided but not defined: -nope"),
-        ("--enable-v2", "flag provided but not defined: -enable-v2"),
-        (
-            "--experimental-corrupt-check-time=1m",
-            "flag provided but not defined: -experimental-corrupt-check-time",
-        ),
-        (
-            "--listen-client-urls=http://127.0.0.1",
-            r#"invalid value "http://127.0.0.1" for flag -listen-client-urls: URL address does not have the form "host:port": http://127.0.0.1"#,
-        ),
-        (
-            "--listen-client-urls=ftp://127.0.0.1:1",
-            r#"invalid value "ftp://127.0.0.1:1" for flag -listen-client-urls: URL scheme must be http, https, unix, or unixs: ftp://127.0.0.1:1"#,
-        ),
-        (
-            "--initial-cluster-state=foo",
-            r#"invalid value "foo" for flag -initial-cluster-state: invalid value"#,
-        ),
-        (
-            "--v2-deprecation=not-yet",
-            r#"invalid value "not-yet" for flag -v2-deprecation: invalid value "not-yet""#,
-        ),
-    ] {
-        let said = run(&[], &[flag]);
-        assert_eq!(
-            (said.status.code(), first_line(&said).as_str()),
-            (Some(2), expected),
-            "{flag}"
-        );
-    }
-    for (flags, expected) in [
-        (vec!["foo"], r#""foo\" is not a valid flag"#),
-        (
-            vec!["--heartbeat-interval=0"],
-            "--heartbeat-interval must be >0 (set to 0ms)",
-        ),
-        (
-            vec!["--election-timeout=200"],
-            "--election-timeout[200ms] should be at least as 5 times as --heartbeat-interval[100ms]",
-        ),
-        (
-            vec!["--election-timeout=60000"],
-            "--election-timeout[60000ms] is too long, and should be set less than 50000ms",
-        ),
-        (
-            vec!["--listen-client-urls=http://127.0.0.1:1"],
-            "--advertise-client-urls is required when --listen-client-urls is set explicitly",
-        ),
-        (
-            vec!["--name=zz", "--initial-cluster=other=http://localhost:2380"],
-            r#"couldn't find local name \"zz\" in the initial cluster configuration"#,
-        ),
-        (vec!["--config-file=/does/not/exist"], "no such file"),
-        // A11
-        (vec!["--auto-compaction-retention=-1"], "ompaction"),
-    ] {
-        let said = run(&[], &flags);
-        let all = String::from_utf8_lossy(&said.stderr).into_owned() + &String::from_utf8_lossy(&said.stdout);
-        assert_eq!(said.status.code(), Some(1), "{flags:?}: {all}");
-        assert!(all.contains(expected), "{flags:?}: {all}");
-    }
-    let both = run(&[("ETCD_NAME", "x")], &["--name=x"]);
-    let all = String::from_utf8_lossy(&both.stderr).into_owned();
-    assert_eq!(both.status.code(), Some(1), "{all}");
-    assert!(
-        all.contains("conflicting environment variable") && all.contains("ETCD_NAME"),
-        "{all}"
-    );
-}
-
-/// Runs the server with flags that must make it end by itself.
-fn run(env: &[(&str, &str)], flags: &[&str]) -> Output {
-    let dir = tempfile::tempdir().unwrap();
-    let mut child = Command::new(binary().path)
-        .args(flags)
-        .env_clear()
-        .envs(env.iter().copied())
-        .current_dir(dir.path())
-        .stdin(std::process::Stdio::null())
-        .stdout(std::fs::File::create(dir.path().join("stdout")).unwrap())
-        .stderr(std::fs::File::create(dir.path().join("stderr")).unwrap())
-        .spawn()
-        .unwrap();
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if std::time::Instant::now() > deadline {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            panic!("{flags:?} was not refused within 10 s");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
-    Output {
-        status,
-        stdout: read("stdout"),
-        stderr: read("stderr"),
-    }
-}
-
 /// B2: with one client and one write at a time, every acknowledgement needs a sync of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn single_member_acks_only_after_sync() {
     let own = start();
     let rpc = own.node.rpc();
-    let syncs = || {
-        let text = quorate_kit::http::get(own.node.address(), "/metrics").unwrap().text();
-        let name = "etcd_disk_wal_fsync_duration_seconds_count ";
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name))
-            .unwrap_or_else(|| panic!("no {name}"));
-        line.parse::<f64>().unwrap() as u64
-    };
+    let syncs = || metric(&own.node, "etcd_disk_wal_fsync_duration_seconds_count") as u64;
     let before = syncs();
     const WRITES: u64 = 50;
     for n in 0..WRITES {

@@ -2,25 +2,29 @@
 //!
 //! - [`ctl`]: Debian's etcdctl; [`crate_client`]: the `etcd-client` crate; [`http`]: the HTTP endpoints;
 //! - [`metrics`]: what the page of `/metrics` counts;
-//! - [`life`]: start, identity, signals, files, flags; [`crash`]: kill -9 under load;
-//! - [`handover`]: one process takes over from another;
+//! - [`life`]: start, identity, signals, files; [`flags`]: what they change and how they are refused; [`data_dir`]: ones
+//!   that can't be used; [`handover`]: one process takes over from another; [`crash`]: kill -9 under load;
 //! - [`watch`]: what watchers are owed when compaction, starvation and the future get in the way;
 //! - [`hostile`], [`connections`]: requests and connections that no client would make; [`load`]: memory and latency under too much;
 //! - [`faults`]: a full disk, a log that nobody reads.
 //!
-//! Every test starts its own node on free loopback ports, waits for conditions, and is bounded in time.
+//! Tests that measure run alone ([`turn`]). Every test starts its own node on free loopback ports, waits for conditions, and is bounded in time.
 #![allow(clippy::unwrap_used)]
 
 mod connections;
 mod crash;
 mod crate_client;
 mod ctl;
+mod data_dir;
 mod faults;
+mod flags;
 mod handover;
 mod hostile;
 mod http;
 mod life;
 mod load;
 mod metrics;
+mod mounts;
 mod support;
+mod turn;
 mod watch;

@@ -1,23 +1,45 @@
 //! What the tests of this suite share.
 
+use std::path::Path;
 use std::time::Duration;
 
 use quorate_api::proto::etcdserverpb::{PutRequest, PutResponse, RangeRequest, RangeResponse};
 use quorate_kit::{Binary, Config, Node, Rpc};
 use tempfile::TempDir;
-use tokio::sync::{Mutex, MutexGuard};
 use tonic::Status;
+
+use crate::turn::{self, Turn};
 
 pub const PUT: &str = "/etcdserverpb.KV/Put";
 pub const RANGE: &str = "/etcdserverpb.KV/Range";
 pub const TXN: &str = "/etcdserverpb.KV/Txn";
+pub const DELETE: &str = "/etcdserverpb.KV/DeleteRange";
 pub const COMPACT: &str = "/etcdserverpb.KV/Compact";
 pub const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
 /// A node and the directory it lives in, which goes after it.
 pub struct Own {
     pub node: Node,
-    pub dir: TempDir,
+    pub dir: Place,
+}
+
+/// A directory of a test's own, and its leave to run beside others.
+pub struct Place {
+    dir: TempDir,
+    _turn: Turn,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        Self {
+            _turn: turn::shared(),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
 }
 
 pub fn binary() -> Binary {
@@ -25,8 +47,8 @@ pub fn binary() -> Binary {
 }
 
 /// A config in a directory of its own.
-pub fn config() -> (Config, TempDir) {
-    let dir = tempfile::tempdir().unwrap();
+pub fn config() -> (Config, Place) {
+    let dir = Place::new();
     (Config::new(binary(), dir.path()), dir)
 }
 
@@ -49,12 +71,6 @@ pub fn experimental(binary: &Binary, flag: &str) -> String {
     } else {
         format!("--{flag}")
     }
-}
-
-/// Tests that measure latency or memory take turns, or they would measure each other.
-pub async fn alone() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::const_new(());
-    TURN.lock().await
 }
 
 pub async fn put(rpc: &Rpc, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Result<PutResponse, Status> {
@@ -112,4 +128,22 @@ pub fn percentile(samples: &mut [Duration], percent: usize) -> Duration {
     assert!(!samples.is_empty(), "nothing was measured");
     samples.sort();
     samples[(samples.len() * percent / 100).min(samples.len() - 1)]
+}
+
+/// A number of the metrics page.
+pub fn metric(node: &Node, name: &str) -> f64 {
+    let text = quorate_kit::http::get(node.address(), "/metrics").unwrap().text();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(' ')))
+        .unwrap_or_else(|| panic!("the metrics page has no {name}"));
+    line.parse().unwrap()
+}
+
+/// A number that the environment may set.
+pub fn from_env<T: std::str::FromStr>(name: &str, default: T) -> T {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")),
+        Err(_) => default,
+    }
 }

@@ -3,12 +3,16 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::targets;
 use crate::workload::{self, Workload};
+
+/// Names a second etcd to compare with, beside the packaged one.
+const PEER: &str = "QUORATE_PEER";
 
 pub const USAGE: &str = "\
 compare: etcd and Quorate in turn, under the same clients
 
-  --etcd PATH         an etcd to compare with; repeatable (default /usr/bin/etcd)
+  --etcd PATH         an etcd to compare with; repeatable (default /usr/bin/etcd, and $QUORATE_PEER where that is set)
   --ours PATH         our server (default target/release/quorate)
   --etcd-arg ARG      another argument for every etcd; repeatable
   --ours-arg ARG      another argument for ours; repeatable
@@ -22,7 +26,8 @@ compare: etcd and Quorate in turn, under the same clients
   --ops N             measure this many operations instead
   --memory-keys N     keys of the `memory` scenario (default 1000000)
   --watchers N        watchers of the `watchers` scenario (default 10000, on a hundredth as many streams)
-  --tls               TLS between clients and server
+  --targets           measure what targets are set for, and print which are met
+  --tls               TLS between clients and server, with client certificates
   --quick             small data, short windows, one round, 100 clients, everything once
   --dir PATH          where data directories are made (default target/compare)
   --markdown          print the table as markdown
@@ -96,6 +101,7 @@ pub struct Args {
     pub limit: Limit,
     pub scale: Scale,
     pub tls: bool,
+    pub targets: bool,
     pub quick: bool,
     pub dir: PathBuf,
     pub markdown: bool,
@@ -116,7 +122,10 @@ impl std::error::Error for BadArgument {}
 impl Args {
     /// `None` asks for help. `--list` prints and exits here, so that it works beside any other flag.
     pub fn parse(words: impl Iterator<Item = String>) -> Result<Option<Self>, BadArgument> {
-        let mut given = Given::default();
+        let mut given = Given {
+            peer: std::env::var_os(PEER).map(PathBuf::from),
+            ..Given::default()
+        };
         let mut words = words;
         while let Some(word) = words.next() {
             let (flag, inline) = match word.split_once('=') {
@@ -149,6 +158,7 @@ impl Args {
                 "--memory-keys" => given.memory_keys = Some(positive(&flag, &value()?)? as u64),
                 "--watchers" => given.watchers = Some(positive(&flag, &value()?)? as u64),
                 "--tls" => given.tls = true,
+                "--targets" => given.targets = true,
                 "--quick" => given.quick = true,
                 "--dir" => given.dir = Some(value()?.into()),
                 "--markdown" => given.markdown = true,
@@ -176,7 +186,9 @@ struct Given {
     memory_keys: Option<u64>,
     watchers: Option<u64>,
     tls: bool,
+    targets: bool,
     quick: bool,
+    peer: Option<PathBuf>,
     dir: Option<PathBuf>,
     markdown: bool,
     json: Option<PathBuf>,
@@ -189,19 +201,25 @@ impl Given {
         scale.memory_keys = self.memory_keys.unwrap_or(scale.memory_keys);
         scale.watchers = self.watchers.unwrap_or(scale.watchers);
         let etcds = if self.etcds.is_empty() {
-            vec![PathBuf::from("/usr/bin/etcd")]
+            [PathBuf::from("/usr/bin/etcd")].into_iter().chain(self.peer).collect()
         } else {
             self.etcds
+        };
+        let workloads = match self.workloads {
+            Some(named) => named,
+            None if self.targets => targets::workloads(),
+            None => workload::default_set(quick),
         };
         Args {
             etcds,
             ours: self.ours.unwrap_or_else(|| "target/release/quorate".into()),
             etcd_args: self.etcd_args,
             ours_args: self.ours_args,
-            workloads: self.workloads.unwrap_or_else(|| workload::default_set(quick)),
-            clients: self
-                .clients
-                .unwrap_or_else(|| if quick { vec![100] } else { vec![1, 100, 1000] }),
+            workloads,
+            clients: self.clients.unwrap_or_else(|| match quick && !self.targets {
+                true => vec![100],
+                false => vec![1, 100, 1000],
+            }),
             conns: self.conns,
             threads: self.threads.unwrap_or(1),
             rounds: self.rounds.unwrap_or(if quick { 1 } else { 3 }),
@@ -210,6 +228,7 @@ impl Given {
                 .unwrap_or(Limit::Time(Duration::from_millis(if quick { 700 } else { 4_000 }))),
             scale,
             tls: self.tls,
+            targets: self.targets,
             quick,
             dir: self.dir.unwrap_or_else(|| "target/compare".into()),
             markdown: self.markdown,
@@ -249,7 +268,7 @@ mod tests {
     #[test]
     fn defaults_compare_with_the_packaged_etcd() {
         let args = parse("").unwrap().unwrap();
-        assert_eq!(args.etcds, [PathBuf::from("/usr/bin/etcd")]);
+        assert_eq!(args.etcds[0], PathBuf::from("/usr/bin/etcd"));
         assert_eq!(args.ours, PathBuf::from("target/release/quorate"));
         assert_eq!(args.clients, [1, 100, 1000]);
         assert_eq!(args.limit, Limit::Time(Duration::from_secs(4)));
@@ -267,6 +286,19 @@ mod tests {
         assert_eq!(args.etcds, [PathBuf::from("a"), PathBuf::from("b")]);
         assert_eq!(args.clients, [1, 7]);
         assert_eq!(args.limit, Limit::Ops(10));
+    }
+
+    #[test]
+    fn targets_choose_what_they_need() {
+        let args = parse("--targets --quick").unwrap().unwrap();
+        assert!(args.workloads.contains(&Workload::Memory) && args.workloads.contains(&Workload::Watchers));
+        assert!(
+            !args.workloads.contains(&Workload::LeaseGrant),
+            "no target is set for it"
+        );
+        assert_eq!(args.clients, [1, 100, 1000]);
+        let args = parse("--targets --workloads put-256").unwrap().unwrap();
+        assert_eq!(args.workloads, [Workload::Put256]);
     }
 
     #[test]

@@ -29,6 +29,7 @@ const SMALL_FRAMES_BUDGET: usize = 1 << 30;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rpc {
     Range,
+    RangeStream,
     Put,
     Txn,
     Watch,
@@ -37,8 +38,9 @@ pub enum Rpc {
     LeaseKeepAlive,
 }
 
-const PATHS: [(Rpc, &str); 7] = [
+const PATHS: [(Rpc, &str); 8] = [
     (Rpc::Range, "/etcdserverpb.KV/Range"),
+    (Rpc::RangeStream, "/etcdserverpb.KV/RangeStream"),
     (Rpc::Put, "/etcdserverpb.KV/Put"),
     (Rpc::Txn, "/etcdserverpb.KV/Txn"),
     (Rpc::Watch, "/etcdserverpb.Watch/Watch"),
@@ -119,6 +121,13 @@ impl Caller {
             .ok_or_else(|| anyhow!("{rpc:?}: status 0 but no answer"))?;
         ensure!(answers.next().await?.is_none(), "{rpc:?}: two answers to a unary call");
         Ok(answer)
+    }
+
+    /// Sends one message and gives the answers of a stream, to be read to its end.
+    pub async fn server_stream(&mut self, rpc: Rpc, body: Bytes) -> anyhow::Result<Answers> {
+        let (response, mut stream) = self.open(rpc).await?;
+        stream.send_data(body, true).with_context(|| format!("send {rpc:?}"))?;
+        Ok(Answers::new(rpc, response))
     }
 
     /// Opens a stream in both directions; the server's head is awaited with the first answer.

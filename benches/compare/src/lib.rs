@@ -10,7 +10,7 @@
 //! * [`data`] — keys and values;
 //! * [`workload`] — what the clients do; [`scenario`] — measurements that are no closed loop;
 //! * [`suite`] — the order in which all of it runs;
-//! * [`report`] — medians, ratios and the table.
+//! * [`report`] — medians, ratios and the table; [`targets`] — which figures are aimed at, and which are met.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -25,6 +25,7 @@ pub mod procfs;
 pub mod report;
 pub mod scenario;
 pub mod suite;
+pub mod targets;
 pub mod tls;
 pub mod wire;
 pub mod workload;

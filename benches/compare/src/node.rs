@@ -31,6 +31,8 @@ pub struct Program {
     /// How tables name it.
     pub label: String,
     pub path: PathBuf,
+    /// Major and minor version that it says it is.
+    pub version: (u32, u32),
     pub extra_args: Vec<String>,
 }
 
@@ -39,6 +41,7 @@ impl Program {
     pub fn etcd(path: &Path, extra_args: &[String]) -> anyhow::Result<Self> {
         let version = version(path)?;
         Ok(Self {
+            version: major_minor(&version),
             label: format!("etcd {version}"),
             path: path.to_owned(),
             extra_args: extra_args.to_vec(),
@@ -46,13 +49,19 @@ impl Program {
     }
 
     pub fn ours(path: &Path, extra_args: &[String]) -> anyhow::Result<Self> {
-        version(path)?;
+        let version = version(path)?;
         Ok(Self {
+            version: major_minor(&version),
             label: "ours".to_owned(),
             path: path.to_owned(),
             extra_args: extra_args.to_vec(),
         })
     }
+}
+
+fn major_minor(version: &str) -> (u32, u32) {
+    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// First line of `--version`: `etcd Version: 3.7.1`.
@@ -257,7 +266,12 @@ fn command(
         words.push(flag.into());
     }
     if let Some(tls) = tls {
-        for (flag, file) in [("--cert-file=", &tls.cert_file), ("--key-file=", &tls.key_file)] {
+        words.push("--client-cert-auth".into());
+        for (flag, file) in [
+            ("--cert-file=", &tls.cert_file),
+            ("--key-file=", &tls.key_file),
+            ("--trusted-ca-file=", &tls.ca_file),
+        ] {
             let mut word = std::ffi::OsString::from(flag);
             word.push(file);
             words.push(word);
@@ -395,6 +409,7 @@ mod tests {
     fn every_server_gets_the_flags_that_matter() {
         let program = Program {
             label: "x".into(),
+            version: (0, 0),
             path: "/bin/x".into(),
             extra_args: vec!["--extra=1".into()],
         };

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Args, Limit};
 use crate::meter::{CLIENT_CORES, PERFORMANCE};
-use crate::workload::{Sample, Workload};
+use crate::workload::{LIST_CLIENTS_MAX, Sample, Workload};
 
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// From this load average per core on, a run shares the machine with something else.
@@ -27,6 +27,8 @@ pub struct Results {
     pub environment: Environment,
     pub measured: Vec<Measured>,
     pub failures: Vec<String>,
+    /// What a server has no calls for.
+    absent: Vec<(Workload, String)>,
 }
 
 impl Results {
@@ -36,7 +38,20 @@ impl Results {
             environment,
             measured: Vec::new(),
             failures: Vec::new(),
+            absent: Vec::new(),
         }
+    }
+
+    /// The server has no such calls: that is no failure.
+    pub fn note_absent(&mut self, workload: Workload, server: &str) {
+        let pair = (workload, server.to_owned());
+        if !self.absent.contains(&pair) {
+            self.absent.push(pair);
+        }
+    }
+
+    fn is_absent(&self, workload: Workload, server: &str) -> bool {
+        self.absent.iter().any(|(w, s)| *w == workload && s == server)
     }
 
     /// Every (workload, clients) that was measured, in the order of its first measurement.
@@ -51,7 +66,7 @@ impl Results {
         rows
     }
 
-    fn median(&self, row: (Workload, Option<usize>), server: &str, metric: &str) -> Option<f64> {
+    pub fn median(&self, row: (Workload, Option<usize>), server: &str, metric: &str) -> Option<f64> {
         let of_row = |measured: &&Measured| {
             measured.server == server && (measured.sample.workload, measured.sample.clients) == row
         };
@@ -64,6 +79,11 @@ impl Results {
                 .map(|(_, value)| *value)
         });
         median(values.collect())
+    }
+
+    /// More clients were asked for than the workload takes.
+    fn is_capped(&self, (workload, clients): (Workload, Option<usize>)) -> bool {
+        workload.caps_clients() && clients == Some(LIST_CLIENTS_MAX) && self.environment.clients_max > LIST_CLIENTS_MAX
     }
 
     fn metric_names(&self, row: (Workload, Option<usize>)) -> Vec<&'static str> {
@@ -91,6 +111,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 pub struct Environment {
     lines: Vec<String>,
     threads: usize,
+    clients_max: usize,
 }
 
 impl Environment {
@@ -119,7 +140,7 @@ impl Environment {
             "medians of {} round(s), order reversed every other round; {window}; closed-loop clients on {conns}, {} client thread(s); TLS {}",
             args.rounds,
             args.threads,
-            if args.tls { "on" } else { "off" },
+            if args.tls { "on, with client certificates" } else { "off" },
         ));
         lines.push(
             "excluded: start, loading, a warm-up before each window (none for list-cold*). included: CPU until the \
@@ -156,6 +177,7 @@ impl Environment {
         Self {
             lines,
             threads: args.threads,
+            clients_max: args.clients.iter().copied().max().unwrap_or(0),
         }
     }
 }
@@ -188,6 +210,9 @@ pub fn render(results: &Results, markdown: bool) -> String {
             "\n* the clients used up their threads: throughput and latency are theirs, CPU/op is the server's\n",
         );
     }
+    if results.rows().iter().any(|row| results.is_capped(*row)) {
+        let _ = writeln!(out, "\n† lists run with at most {LIST_CLIENTS_MAX} clients");
+    }
     if !results.failures.is_empty() {
         out.push_str("\nFailed:\n");
         for failure in &results.failures {
@@ -209,7 +234,10 @@ fn performance(results: &Results, rows: &[(Workload, Option<usize>)]) -> Table {
         return table;
     };
     for &row in rows {
-        let clients = row.1.map_or("–".to_owned(), |clients| clients.to_string());
+        let mut clients = row.1.map_or("–".to_owned(), |clients| clients.to_string());
+        if results.is_capped(row) {
+            clients.push('†');
+        }
         let mut line = |server: String, figure: &dyn Fn(&str) -> String| {
             let cells = [row.0.name().to_owned(), clients.clone(), server];
             table.push(cells.into_iter().chain(PERFORMANCE.iter().map(|metric| figure(metric))));
@@ -221,7 +249,11 @@ fn performance(results: &Results, rows: &[(Workload, Option<usize>)]) -> Table {
                     && client_bound(&measured.sample, results.environment.threads)
             });
             let name = if bound { format!("{server} *") } else { server.clone() };
-            line(name, &|metric| figure(results.median(row, server, metric)));
+            let absent = results.is_absent(row.0, server);
+            line(name, &|metric| match absent {
+                true => "–".to_owned(),
+                false => figure(results.median(row, server, metric)),
+            });
         }
         for etcd in etcds {
             line(format!("{ours} / {etcd}"), &|metric| {
@@ -257,7 +289,7 @@ fn scenario(results: &Results, row: (Workload, Option<usize>)) -> Table {
 }
 
 /// Three significant digits or whole numbers.
-fn figure(value: Option<f64>) -> String {
+pub fn figure(value: Option<f64>) -> String {
     match value {
         None => "failed".to_owned(),
         Some(value) if !value.is_finite() => "–".to_owned(),
@@ -274,7 +306,7 @@ fn ratio(ours: Option<f64>, etcd: Option<f64>) -> String {
     }
 }
 
-struct Table {
+pub struct Table {
     heads: Vec<String>,
     /// `None` separates groups.
     lines: Vec<Option<Vec<String>>>,
@@ -283,7 +315,7 @@ struct Table {
 }
 
 impl Table {
-    fn new<S: Into<String>>(heads: impl IntoIterator<Item = S>, words: usize) -> Self {
+    pub fn new<S: Into<String>>(heads: impl IntoIterator<Item = S>, words: usize) -> Self {
         Self {
             heads: heads.into_iter().map(Into::into).collect(),
             lines: Vec::new(),
@@ -291,7 +323,7 @@ impl Table {
         }
     }
 
-    fn push(&mut self, cells: impl Iterator<Item = String>) {
+    pub fn push(&mut self, cells: impl Iterator<Item = String>) {
         self.lines.push(Some(cells.collect()));
     }
 
@@ -299,7 +331,7 @@ impl Table {
         self.lines.push(None);
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let all = || [&self.heads].into_iter().chain(self.lines.iter().flatten());
         let widths: Vec<usize> = (0..self.heads.len())
             .map(|column| {
@@ -331,7 +363,7 @@ impl Table {
         out
     }
 
-    fn markdown(&self) -> String {
+    pub fn markdown(&self) -> String {
         let mut out = format!("| {} |\n|", self.heads.join(" | "));
         for column in 0..self.heads.len() {
             out.push_str(if column < self.words { "---|" } else { "--:|" });
@@ -380,7 +412,7 @@ pub fn json(results: &Results) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::meter::{CPU, OPS_PER_SECOND};
 
@@ -397,10 +429,11 @@ mod tests {
         }
     }
 
-    fn results() -> Results {
+    pub(crate) fn results() -> Results {
         let environment = Environment {
             lines: vec!["somewhere".into()],
             threads: 1,
+            clients_max: 1000,
         };
         let mut results = Results::new(vec!["etcd 1".into(), "etcd 2".into(), "ours".into()], environment);
         for (round, rate) in [(0, 900.0), (1, 1000.0), (2, 5000.0)] {
@@ -426,6 +459,37 @@ mod tests {
         );
         assert!(line("put-256   100      etcd 2").contains("failed"), "{text}");
         assert!(text.contains("ours *"), "a client at its limit is marked: {text}");
+    }
+
+    #[test]
+    fn lists_say_that_they_take_fewer_clients() {
+        let mut results = results();
+        results
+            .measured
+            .push(measured(0, "ours", Workload::ListResident, vec![(CPU, 3.0)]));
+        let text = render(&results, false);
+        assert!(
+            text.contains("100†") && text.contains("† lists run with at most 100 clients"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_a_server_has_no_calls_for_is_no_failure() {
+        let mut results = results();
+        results
+            .measured
+            .push(measured(0, "ours", Workload::ListStream, vec![(CPU, 3.0)]));
+        results.note_absent(Workload::ListStream, "etcd 1");
+        let text = render(&results, false);
+        let line = |server: &str| {
+            let of = |line: &&str| line.starts_with("list-stream") && line.contains(server);
+            text.lines().find(of).unwrap()
+        };
+        assert!(
+            !line(" etcd 1").contains("failed") && line(" etcd 2").contains("failed"),
+            "{text}"
+        );
     }
 
     #[test]

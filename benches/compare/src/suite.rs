@@ -10,6 +10,7 @@ use crate::args::Args;
 use crate::data::Values;
 use crate::node::{Node, Program};
 use crate::report::{self, Environment, Measured, Results};
+use crate::targets;
 use crate::tls;
 use crate::workload::{Bench, Workload};
 
@@ -79,6 +80,10 @@ async fn run(args: &Args) -> anyhow::Result<usize> {
                 order.reverse();
             }
             for program in order {
+                if !workload.runs_on(program.version) {
+                    results.note_absent(workload, &program.label);
+                    continue;
+                }
                 eprint!(
                     "round {} of {}: {:16} {:12} ",
                     round + 1,
@@ -113,6 +118,9 @@ async fn run(args: &Args) -> anyhow::Result<usize> {
         fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     }
     print!("{}", report::render(&results, args.markdown));
+    if args.targets {
+        print!("\n{}", targets::render(&results, args.markdown));
+    }
     Ok(results.failures.len())
 }
 

@@ -24,7 +24,7 @@ use crate::node::Node;
 use crate::scenario;
 
 /// Lists return half a mebibyte each; a thousand of them in flight would measure the client's memory.
-const LIST_CLIENTS_MAX: usize = 100;
+pub const LIST_CLIENTS_MAX: usize = 100;
 const LOADERS: usize = 100;
 const TRICKLE_PUTS: usize = 4;
 /// Longer than the 100 ms after which etcd commits.
@@ -39,6 +39,7 @@ pub enum Workload {
     ListResident,
     ListCold,
     ListColdDisk,
+    ListStream,
     CasCreate,
     CasUpdate,
     Kube,
@@ -54,7 +55,7 @@ pub enum Workload {
 use Workload as W;
 
 /// All of them: name for the command line, what it does.
-const ALL: [(Workload, &str, &str); 17] = [
+const ALL: [(Workload, &str, &str); 18] = [
     (W::Put256, "put-256", "put, 256 B values, over 100,000 keys of 16-64 B"),
     (W::Put1k, "put-1k", "the same with 1 KB values"),
     (
@@ -77,6 +78,11 @@ const ALL: [(Workload, &str, &str); 17] = [
         W::ListColdDisk,
         "list-cold-disk",
         "each list once, after a restart from an evicted page cache",
+    ),
+    (
+        W::ListStream,
+        "list-stream",
+        "the lists of list-resident through RangeStream, which etcd has from 3.7 on",
     ),
     (W::CasCreate, "cas-create", "txn: mod_revision = 0, then put 256 B"),
     (W::CasUpdate, "cas-update", "txn: mod_revision = known, then put 256 B"),
@@ -119,6 +125,16 @@ impl Workload {
 
     pub fn is_scenario(self) -> bool {
         matches!(self, W::Memory | W::Watchers)
+    }
+
+    /// Whether it runs with at most [`LIST_CLIENTS_MAX`] clients.
+    pub fn caps_clients(self) -> bool {
+        matches!(self, W::ListResident | W::ListCold | W::ListColdDisk | W::ListStream)
+    }
+
+    /// Whether a server of that version has the calls that the workload makes.
+    pub fn runs_on(self, version: (u32, u32)) -> bool {
+        self != W::ListStream || version >= (3, 7)
     }
 }
 
@@ -196,6 +212,7 @@ impl Bench<'_> {
             W::ListResident => list::resident(self).await,
             W::ListCold => list::cold(self, false).await,
             W::ListColdDisk => list::cold(self, true).await,
+            W::ListStream => list::stream(self).await,
             W::CasCreate => cas::create(self).await,
             W::CasUpdate => cas::update(self).await,
             W::Kube => kube::mix(self).await,

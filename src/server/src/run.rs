@@ -278,7 +278,8 @@ fn start_member(
         observer: applied,
         on_fatal,
     };
-    let node = Node::start(options, wal, store.clone(), applier)?;
+    let node = Node::start(options, wal, store.clone(), applier)
+        .with_context(|| format!("recover from the data in {}", config.data_dir.display()))?;
     let started = Hub::start(Arc::new(store), watch_options(config)).context("start the watch hub")?;
     let hub = hub.get_or_init(|| started).clone();
     let budget = Budget::new(ANSWER_BYTES);

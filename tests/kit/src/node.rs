@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -30,6 +31,8 @@ const READY: [&str; 3] = [
     "serving client traffic",
     "serving insecure client requests",
 ];
+/// What a panic leaves in the log: the record of our hook, or the standard library's line where no hook is set yet.
+const PANICS: [&str; 2] = [r#""level":"panic""#, "panicked at"];
 
 /// How to start a node. Addresses stay the same over restarts.
 #[derive(Clone, Debug)]
@@ -149,6 +152,10 @@ pub struct Node {
     child: Option<Child>,
     /// Where this start's part of the log begins.
     log_start: u64,
+    /// How far the log was searched for panics.
+    searched: AtomicU64,
+    /// A panic was found and told; once is enough.
+    told: AtomicBool,
     pipe: Option<(PipeReader, PipeWriter)>,
 }
 
@@ -167,6 +174,8 @@ impl Node {
             config,
             child: None,
             log_start: 0,
+            searched: AtomicU64::new(0),
+            told: AtomicBool::new(false),
             pipe: None,
         };
         node.spawn();
@@ -194,6 +203,7 @@ impl Node {
             .open(config.log_file())
             .unwrap();
         self.log_start = log.metadata().unwrap().len();
+        *self.searched.get_mut() = self.log_start;
         let mut words = config.wrapper.clone();
         words.push(config.binary.path.clone().into_os_string());
         let mut command = Command::new(&words[0]);
@@ -251,10 +261,29 @@ impl Node {
     }
 
     /// # Panics
-    /// When the process has ended.
+    /// When the process has ended, or one of its threads or tasks has panicked.
     pub fn assert_alive(&mut self) {
+        self.assert_no_panic();
         if let Some(status) = self.poll() {
             panic!("{} ended with {status}; log:\n{}", self.config.name, self.tail());
+        }
+    }
+
+    /// A build that unwinds survives a panic in one connection or task, and clients on others see nothing of it: the
+    /// log does.
+    ///
+    /// # Panics
+    /// When this start has logged a panic.
+    pub fn assert_no_panic(&self) {
+        let log = self.log_from(self.searched.load(Ordering::Relaxed));
+        // a line may be half written: it is searched again when it is whole
+        let whole = log.rfind('\n').map_or(0, |end| end + 1);
+        if let Some(line) = log.lines().find(|line| PANICS.iter().any(|panic| line.contains(panic))) {
+            if !self.told.swap(true, Ordering::Relaxed) {
+                panic!("{} logged a panic: {line}", self.config.name);
+            }
+        } else {
+            self.searched.fetch_add(whole as u64, Ordering::Relaxed);
         }
     }
 
@@ -268,7 +297,15 @@ impl Node {
     }
 
     /// kill -9.
+    ///
+    /// # Panics
+    /// When the process has logged a panic.
     pub fn kill(&mut self) {
+        self.end();
+        self.assert_no_panic();
+    }
+
+    fn end(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill(); // gone already is as good
             child.wait().unwrap();
@@ -289,9 +326,13 @@ impl Node {
     }
 
     /// Waits until the process ends by itself.
+    ///
+    /// # Panics
+    /// When it does not, or has logged a panic.
     pub fn wait_end(&mut self, limit: Duration) -> ExitStatus {
         let status = until(&format!("{} to end", self.config.name), limit, || self.poll());
         self.child = None;
+        self.assert_no_panic();
         status
     }
 
@@ -405,8 +446,11 @@ impl Drop for Node {
             // a stopped process takes SIGKILL too, but not before it is continued on some kernels
             let _ = kill_process(Pid::from_child(child), Signal::CONT);
         }
-        self.kill();
-        if std::thread::panicking() {
+        self.end();
+        if !std::thread::panicking() {
+            // not in the middle of another failure: a second panic would leave processes behind
+            self.assert_no_panic();
+        } else {
             let state = match ended {
                 Some(status) if status.signal().is_some() => format!("killed: {status}"),
                 Some(status) => format!("ended: {status}"),
@@ -425,4 +469,58 @@ impl Drop for Node {
 
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::binary::Version;
+
+    /// A program that logs `line` and goes on, as a server does when a panic took only one of its tasks.
+    fn logging(line: &str) -> (Node, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("server");
+        std::fs::write(&path, format!("#!/bin/sh\necho '{line}' >&2\nexec sleep 60\n")).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o700)).unwrap();
+        let binary = Binary {
+            path,
+            version: Version(3, 7, 1),
+        };
+        let node = Node::launch(Config::new(binary, dir.path()));
+        until("the line", Duration::from_secs(10), || {
+            node.log().ends_with('\n').then_some(())
+        });
+        (node, dir)
+    }
+
+    #[test]
+    fn a_logged_panic_fails_whatever_is_asked_next() {
+        let asks: [fn(Node); 4] = [
+            |mut node| node.assert_alive(),
+            |mut node| node.kill(),
+            |mut node| drop(node.terminate()),
+            drop,
+        ];
+        for line in [
+            r#"{"level":"panic","msg":"panicked","error":"index out of bounds"}"#,
+            "thread main panicked at src/bin/quorate.rs:5:9:",
+        ] {
+            for (which, ask) in asks.into_iter().enumerate() {
+                let (node, _dir) = logging(line);
+                let failed = catch_unwind(AssertUnwindSafe(|| ask(node))).unwrap_err();
+                let text = failed.downcast_ref::<String>().map_or("", String::as_str);
+                assert!(text.contains("logged a panic"), "{which}: {text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_lines_fail_nothing() {
+        let (mut node, _dir) = logging(r#"{"level":"error","msg":"a panic button was pressed"}"#);
+        node.assert_alive();
+        node.kill();
+    }
 }

@@ -13,6 +13,9 @@ use crate::procfs;
 use crate::workload::watch::open_watchers;
 use crate::workload::{Bench, Sample, put};
 
+/// The figure that a target is set for.
+pub const OVER_IDLE: &str = "MiB over idle";
+
 const WATCHERS_PER_STREAM: u64 = 100;
 const VALUE_BYTES: usize = 256;
 const DELIVERY_MAX: Duration = Duration::from_secs(30);
@@ -73,7 +76,7 @@ pub async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     let over_idle = |memory: procfs::Memory| mib(memory.resident()) - mib(idle.resident());
     let metrics = vec![
         ("MiB idle", mib(idle.resident())),
-        ("MiB over idle", over_idle(watching)),
+        (OVER_IDLE, over_idle(watching)),
         ("MiB over idle after events", over_idle(after)),
         ("KiB per watcher", over_idle(watching) * 1024.0 / watchers as f64),
         ("peak MiB", mib(after.peak)),

@@ -1,4 +1,4 @@
-//! Lists of 500 pairs with 1 KB values, resident and cold.
+//! Lists of 500 pairs with 1 KB values, resident and cold, in one answer and in a stream of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +17,14 @@ use crate::wire;
 const VALUE_BYTES: usize = 1024;
 
 pub async fn resident(bench: &mut Bench<'_>) -> anyhow::Result<()> {
+    seen_before(bench, false).await
+}
+
+pub async fn stream(bench: &mut Bench<'_>) -> anyhow::Result<()> {
+    seen_before(bench, true).await
+}
+
+async fn seen_before(bench: &mut Bench<'_>, streamed: bool) -> anyhow::Result<()> {
     let lists = bench.args.scale.list_prefixes;
     bench.load(lists * LIST_KEYS, VALUE_BYTES, data::list_key).await?;
     for clients in client_counts(bench) {
@@ -28,6 +36,7 @@ pub async fn resident(bench: &mut Bench<'_>) -> anyhow::Result<()> {
                     random: Random::new(client as u64),
                     lists,
                 },
+                streamed,
             })
             .collect();
         bench.measure(workers).await?;
@@ -54,6 +63,7 @@ pub async fn cold(bench: &mut Bench<'_>, evict: bool) -> anyhow::Result<()> {
                     next: Arc::clone(&next),
                     lists,
                 },
+                streamed: false,
             })
             .collect();
         bench.window(workers, Limit::Ops(u64::MAX)).await?;
@@ -75,6 +85,8 @@ fn client_counts(bench: &Bench<'_>) -> Vec<usize> {
 struct Lister {
     caller: Caller,
     choice: Choice,
+    /// By RangeStream.
+    streamed: bool,
 }
 
 enum Choice {
@@ -106,8 +118,12 @@ impl Worker for Lister {
             range_end,
             ..Default::default()
         };
+        if self.streamed {
+            self.read_stream(&request).await?;
+            return Ok(Step::Done);
+        }
         let answer = self.caller.unary_raw(Rpc::Range, frame(&request)).await?;
-        let summary = wire::range_summary(&answer).map_err(|_| anyhow!("the answer to a list is malformed"))?;
+        let summary = wire::range_summary(&answer).map_err(|_| malformed())?;
         let whole = summary.kvs == LIST_KEYS && summary.count == LIST_KEYS && !summary.more;
         ensure!(
             whole && summary.smallest > VALUE_BYTES,
@@ -115,4 +131,32 @@ impl Worker for Lister {
         );
         Ok(Step::Done)
     }
+}
+
+impl Lister {
+    /// The parts have to add up; the count comes with one of them.
+    async fn read_stream(&mut self, request: &RangeRequest) -> anyhow::Result<()> {
+        let mut answers = self.caller.server_stream(Rpc::RangeStream, frame(request)).await?;
+        let (mut kvs, mut count, mut smallest) = (0, 0, usize::MAX);
+        while let Some(answer) = answers.next().await? {
+            for field in wire::Fields::of(&answer) {
+                let (1, wire::Field::Bytes(part)) = field.map_err(|_| malformed())? else {
+                    continue;
+                };
+                let part = wire::range_summary(part).map_err(|_| malformed())?;
+                kvs += part.kvs;
+                count = count.max(part.count);
+                smallest = smallest.min(part.smallest);
+            }
+        }
+        ensure!(
+            kvs == LIST_KEYS && count == LIST_KEYS && smallest > VALUE_BYTES,
+            "a streamed list came incomplete: {kvs} pairs of {count}, the smallest {smallest} bytes"
+        );
+        Ok(())
+    }
+}
+
+fn malformed() -> anyhow::Error {
+    anyhow!("the answer to a list is malformed")
 }
