@@ -8,6 +8,8 @@
 //!
 //! Nothing is written before all settings are known to be good.
 
+mod hub;
+
 use crate::api::v3::Services;
 use crate::bootstrap::data_dir::{DataDir, Identity};
 use crate::bootstrap::initial_cluster::{self, InitialCluster};
@@ -191,7 +193,7 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime) -> anyhow::R
     };
     state.ready(member.clone());
     key.open();
-    let progress = runtime.spawn(tick_progress(member.hub.clone(), config.watch_progress_notify_interval));
+    let progress = runtime.spawn(hub::tick(member.hub.clone(), config.watch_progress_notify_interval));
 
     let ended = runtime.block_on(async {
         tokio::select! {
@@ -288,8 +290,7 @@ fn start_member(
         on_fatal,
     };
     let node = Node::start(options, wal, store.clone(), applier)?;
-    let started = Hub::start(Arc::new(store), watch_options(config)).context("start the watch hub")?;
-    let hub = hub.get_or_init(|| started).clone();
+    let hub = hub::start(Arc::new(store), hub::options(message_bytes_max(config)), &hub)?;
     let budget = Budget::new(ANSWER_BYTES);
     let member = Arc::new(Member::new(
         identity.member,
@@ -410,14 +411,6 @@ fn founders(cluster: InitialCluster) -> Vec<pb::Member> {
     cluster.members.into_iter().map(member).collect()
 }
 
-async fn tick_progress(hub: Hub, interval: Duration) {
-    loop {
-        // Up to a tenth more, as etcd does, so that many servers don't speak at once.
-        tokio::time::sleep(interval.mul_f64(1.0 + 0.1 * rand::random::<f64>())).await;
-        hub.tick_progress();
-    }
-}
-
 fn load_tls(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>> {
     let files = &config.client_tls;
     let (Some(cert_file), Some(key_file)) = (files.cert_file.clone(), files.key_file.clone()) else {
@@ -473,13 +466,6 @@ fn rpc_limits(config: &Config) -> rpc::Limits {
         keepalive_interval: config.grpc_keepalive_interval,
         keepalive_timeout: config.grpc_keepalive_timeout,
         ping_interval_min: config.grpc_keepalive_min_time,
-        ..Default::default()
-    }
-}
-
-fn watch_options(config: &Config) -> quorate_store::watch::Options {
-    quorate_store::watch::Options {
-        fragment_bytes: message_bytes_max(config),
         ..Default::default()
     }
 }
