@@ -9,9 +9,11 @@
 //!
 //! Nothing is written before all settings are known to be good.
 //!
+//! * [`hub`] — watches: start, clock, complaints;
 //! * [`ports`] — bound and served;
 //! * [`notify`] — systemd.
 
+mod hub;
 mod notify;
 mod ports;
 
@@ -203,7 +205,7 @@ fn start(
     state.ready(member.clone());
     key.open();
     notify::ready();
-    let progress = runtime.spawn(tick_progress(member.hub.clone(), config.watch_progress_notify_interval));
+    let progress = runtime.spawn(hub::tick(member.hub.clone(), config.watch_progress_notify_interval));
 
     let ended = runtime.block_on(async {
         tokio::select! {
@@ -280,8 +282,7 @@ fn start_member(
     };
     let node = Node::start(options, wal, store.clone(), applier)
         .with_context(|| format!("recover from the data in {}", config.data_dir.display()))?;
-    let started = Hub::start(Arc::new(store), watch_options(config)).context("start the watch hub")?;
-    let hub = hub.get_or_init(|| started).clone();
+    let hub = hub::start(Arc::new(store), hub::options(message_bytes_max(config)), &hub)?;
     let budget = Budget::new(ANSWER_BYTES);
     let member = Arc::new(Member::new(
         identity.member,
@@ -402,14 +403,6 @@ fn founders(cluster: InitialCluster) -> Vec<pb::Member> {
     cluster.members.into_iter().map(member).collect()
 }
 
-async fn tick_progress(hub: Hub, interval: Duration) {
-    loop {
-        // Up to a tenth more, as etcd does, so that many servers don't speak at once.
-        tokio::time::sleep(interval.mul_f64(1.0 + 0.1 * rand::random::<f64>())).await;
-        hub.tick_progress();
-    }
-}
-
 fn load_tls(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>> {
     let files = &config.client_tls;
     let (Some(cert_file), Some(key_file)) = (files.cert_file.clone(), files.key_file.clone()) else {
@@ -460,13 +453,6 @@ fn rpc_limits(config: &Config) -> rpc::Limits {
         keepalive_interval: config.grpc_keepalive_interval,
         keepalive_timeout: config.grpc_keepalive_timeout,
         ping_interval_min: config.grpc_keepalive_min_time,
-        ..Default::default()
-    }
-}
-
-fn watch_options(config: &Config) -> quorate_store::watch::Options {
-    quorate_store::watch::Options {
-        fragment_bytes: message_bytes_max(config),
         ..Default::default()
     }
 }

@@ -13,12 +13,13 @@
 //! * A watcher that is *synced* takes events from the dispatcher. One that is *behind* (it asked for the past, its
 //!   client reads slowly, or a snapshot jumped) is served from recent batches or by the history reader, a slice at a
 //!   time, and holds up nobody.
-//! * Memory is bounded: a full outbox sends its watchers back to history until the client reads again, a full inbox
-//!   sends all of them there. Nobody is ever dropped for being slow.
+//! * Memory is bounded, and what waits is charged with what it takes in memory, not on the wire: a full outbox sends its
+//!   watchers back to history until the client reads again, a full inbox sends all of them there. Nobody is ever dropped
+//!   for being slow.
 //!
-//! Invariants, per watcher: `next` only grows; every event in its range below `next` (and not below its start) has
-//! been put into the outbox, exactly once and in order; a transaction is never cut between two responses unless the
-//! client takes fragments. Progress is told only of synced watchers, up to where the dispatcher has come and no less
+//! Invariants, per watcher: `next` only grows, unless what waits is taken back out of the outbox; every event in its
+//! range below `next` (and not below its start) has been put into the outbox, exactly once and in order; a transaction
+//! is never cut between two responses unless the client takes fragments. Progress is told only of synced watchers, up to where the dispatcher has come and no less
 //! than what history has delivered, and travels in the same outbox: so it can't promise what was not sent.
 
 mod catch_up;
@@ -62,11 +63,12 @@ pub struct Options {
     /// What one stream may have waiting, in bytes of events and their overhead; beyond it its watchers fall behind.
     /// One response may exceed it alone.
     pub outbox_bytes_max: usize,
-    /// What all streams together may have waiting. Beyond it a stream is full when it has [`STREAM_SHARE_BYTES`]. An
-    /// event that waits on several streams is counted on each, though it is in memory once.
+    /// What all streams together may have waiting. Beyond it a stream is full when it has [`STREAM_SHARE_BYTES`], until
+    /// those that read slowly have let go of theirs ([`Hub::tick_slow`]). An event that waits on several streams is
+    /// counted on each, though it is in memory once.
     pub outboxes_bytes_max: usize,
-    /// The same as `outbox_bytes_max` as a number of responses. Waiting events of one watcher share a response, so this also bounds how
-    /// many watchers of a stream can have something waiting.
+    /// The same as `outbox_bytes_max` as a number of responses. Waiting events of one watcher share a response, so this
+    /// also bounds how many watchers of a stream can have something waiting.
     pub outbox_responses_max: usize,
     /// Requests of one stream that are not answered yet, or whose answer was not taken yet, before
     /// [`WatchStream::poll_ready`] asks for patience.

@@ -23,6 +23,7 @@ use quorate_api::{ClusterId, Error as Answer, KeyRange, LeaseId, MemberId, Revis
 use quorate_store::backend::{self, Applied};
 use quorate_store::command::{Command, Outcome};
 use quorate_store::event::EventBatch;
+use quorate_store::watch::History;
 use quorate_store::{Applier, Error, EventSink, Options, Store};
 
 #[derive(Clone, Default)]
@@ -286,6 +287,16 @@ impl Run {
                 }
             }
         }
+        // What events replaced, all at once, is the same as one by one.
+        let events: Vec<_> = naive
+            .history(&KeyRange::all(), 1)
+            .into_iter()
+            .flat_map(|batch| batch.events)
+            .collect();
+        let replaced = events.iter().filter_map(|event| Some((&event.key[..], event.prev?)));
+        let replaced: Vec<(&[u8], Revision)> = replaced.collect();
+        let single = replaced.iter().map(|(key, at)| store.pair_at(key, *at).unwrap());
+        assert_eq!(store.pairs_at(&replaced).unwrap(), single.collect::<Vec<_>>());
         for at in naive.compacted.max(1)..=naive.revision {
             self.read(&pb::RangeRequest {
                 key: Bytes::from_static(b"\0"),

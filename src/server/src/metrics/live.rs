@@ -206,7 +206,7 @@ impl Live {
         gauge(
             "etcd_debugging_mvcc_pending_events_total",
             "Events that wait for their watchers.",
-            0.0,
+            stats.pending_events as f64,
         );
         let events = "etcd_debugging_mvcc_events_total";
         page.single(

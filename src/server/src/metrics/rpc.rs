@@ -115,8 +115,8 @@ impl RpcObserver for Rpc {
         self.received.inc_by(bytes as u64);
     }
 
-    fn sent(&self, method: Method, bytes: usize) {
-        self.method(method).sent(1);
+    fn sent(&self, method: Method, messages: usize, bytes: usize) {
+        self.method(method).sent(messages as u64);
         self.sent.inc_by(bytes as u64);
     }
 

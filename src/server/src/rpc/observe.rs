@@ -15,8 +15,8 @@ pub trait RpcObserver: Send + Sync + 'static {
     /// A whole request message was read; `bytes` counts the message without its prefix.
     fn received(&self, _method: Method, _bytes: usize) {}
 
-    /// A reply message was handed to the connection.
-    fn sent(&self, _method: Method, _bytes: usize) {}
+    /// Reply messages were handed to the connection; `bytes` counts them without their prefixes.
+    fn sent(&self, _method: Method, _messages: usize, _bytes: usize) {}
 
     /// A call ended; exactly once per `started`. Calls that the client abandoned end as [`Code::Canceled`].
     fn handled(&self, _method: Method, _code: Code, _took: Duration) {}

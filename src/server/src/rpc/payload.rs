@@ -77,21 +77,24 @@ impl Payload {
         let prefix = prefix(message.len())?;
         let mut payload = match message {
             Message::One(bytes) => Self::bytes(bytes),
-            Message::Segments(segments) => {
-                let mut rest: VecDeque<Bytes> = segments.into();
-                rest.retain(|segment| !segment.is_empty());
-                let first = rest.pop_front().unwrap_or_default();
-                let rest_len = rest.iter().map(Bytes::len).sum();
-                Self {
-                    rest,
-                    rest_len,
-                    ..Self::bytes(first)
-                }
-            }
+            Message::Segments(segments) => Self::segments(segments),
         };
         payload.prefix = prefix;
         payload.prefix_left = PREFIX_LEN as u8;
         Ok(payload)
+    }
+
+    /// The same without a prefix: messages that have theirs already.
+    pub(crate) fn segments(segments: Vec<Bytes>) -> Self {
+        let mut rest: VecDeque<Bytes> = segments.into();
+        rest.retain(|segment| !segment.is_empty());
+        let first = rest.pop_front().unwrap_or_default();
+        let rest_len = rest.iter().map(Bytes::len).sum();
+        Self {
+            rest,
+            rest_len,
+            ..Self::bytes(first)
+        }
     }
 
     /// Bytes as they are: a prefix or a part of a message.
@@ -229,6 +232,13 @@ mod tests {
     fn segments_read_as_one_message_with_prefix() {
         assert_eq!(drain(sample()), b"\0\0\0\0\x09abcdefghi");
         assert_eq!(drain(Payload::message(Bytes::new().into()).unwrap()), b"\0\0\0\0\0");
+    }
+
+    #[test]
+    fn segments_alone_get_no_prefix() {
+        let segments = ["", "ab", "", "c"].map(Bytes::from).to_vec();
+        assert_eq!(drain(Payload::segments(segments)), b"abc");
+        assert!(!Payload::segments(Vec::new()).has_remaining());
     }
 
     #[test]

@@ -195,7 +195,7 @@ async fn write(
                 return match send_whole(respond, payload) {
                     Ok(()) => {
                         conn.note_sent();
-                        conn.observer.sent(method, len);
+                        conn.observer.sent(method, 1, len);
                         Code::Ok
                     }
                     Err(Gone) => Code::Canceled,
@@ -227,7 +227,7 @@ async fn write(
     };
     match sent {
         Ok(()) => {
-            conn.observer.sent(method, len);
+            conn.observer.sent(method, 1, len);
             match stream.send_trailers(trailers::ok()) {
                 Ok(()) => Code::Ok,
                 Err(_) => Code::Canceled,

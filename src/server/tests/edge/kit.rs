@@ -32,6 +32,8 @@ pub struct Seen {
     pub dropped: AtomicUsize,
     pub pieces: AtomicUsize,
     pub started: AtomicUsize,
+    /// Messages, and their bytes.
+    pub sent: [AtomicUsize; 2],
     pub handled: [AtomicUsize; 17],
 }
 
@@ -44,6 +46,11 @@ impl Seen {
 impl RpcObserver for Seen {
     fn started(&self, _: Method, _: &CallContext) {
         self.started.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn sent(&self, _: Method, messages: usize, bytes: usize) {
+        self.sent[0].fetch_add(messages, Ordering::SeqCst);
+        self.sent[1].fetch_add(bytes, Ordering::SeqCst);
     }
 
     fn handled(&self, _: Method, code: Code, _: Duration) {
@@ -165,6 +172,11 @@ impl Api for Toy {
                             b"end" => return Ok(()),
                             b"fail" => return Err(Error::NoLeader.into()),
                             b"hang" => std::future::pending().await,
+                            // Three messages in one go: empty, small, larger than a window.
+                            b"batch" => {
+                                let frames = [&b""[..], b"small", &[b'x'; 100_000]].map(frame);
+                                outgoing.send_framed(frames.to_vec(), 3).await?;
+                            }
                             _ => {
                                 let half = message.len() / 2;
                                 outgoing

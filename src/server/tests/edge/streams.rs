@@ -50,6 +50,19 @@ async fn a_stream_ends_as_its_handler_says() {
 }
 
 #[tokio::test]
+async fn messages_that_are_sent_together_count_as_several() {
+    let edge = start();
+    let client = h2(edge.addr).await;
+    let body = Bytes::from([frame(b"batch"), frame(b"end")].concat());
+    let answer = send(&client, request(WATCH), body).await;
+    let want = [&b""[..], b"small", &[b'x'; 100_000]].map(frame).concat();
+    assert!(answer.data == want, "{} bytes", answer.data.len());
+    assert_eq!(answer.status(), (0, String::new()));
+    let sent = edge.seen.sent.each_ref().map(|count| count.load(Ordering::SeqCst));
+    assert_eq!(sent, [3, 5 + 100_000]);
+}
+
+#[tokio::test]
 async fn client_reset_drops_the_handler() {
     let edge = start();
     let client = h2(edge.addr).await;

@@ -10,6 +10,7 @@ use super::{Shared, Store};
 use crate::backend::{RowId, View};
 use crate::error::Error;
 use crate::event::{Event, EventBatch, EventKind};
+use crate::mvcc::pair;
 use crate::mvcc::version::Version;
 use crate::watch::{History, HistoryError, Replay};
 
@@ -144,9 +145,42 @@ impl History for Store {
         let failed = |error| self.history_error(error);
         Store::pair_at(self, key, mod_revision).map_err(failed)
     }
+
+    fn pairs_at(&self, wanted: &[(&[u8], Revision)]) -> Result<Vec<Option<KeyValue>>, HistoryError> {
+        let failed = |error| self.history_error(error);
+        self.pairs(wanted).map_err(failed)
+    }
 }
 
 impl Store {
+    /// What [`Store::pair_at`] finds for each of these, with a lock and a View for many.
+    fn pairs(&self, wanted: &[(&[u8], Revision)]) -> Result<Vec<Option<KeyValue>>, Error> {
+        let shared = self.shared();
+        let mut pairs = Vec::with_capacity(wanted.len());
+        for some in wanted.chunks(LOOKUPS_PER_LOCK) {
+            let mvcc = shared.mvcc.read();
+            let kept = |key: &[u8], version: &Version| {
+                version.main >= mvcc.compacted || mvcc.index.get(key, mvcc.compacted).as_ref() == Some(version)
+            };
+            let written = |(key, at): &(&[u8], Revision)| {
+                let version = mvcc.index.get(key, at.0).filter(|version| version.main == at.0);
+                version.filter(|version| kept(key, version))
+            };
+            let versions: Vec<Option<Version>> = some.iter().map(written).collect();
+            let view = shared.backend.view()?;
+            drop(mvcc);
+            for ((key, _), version) in some.iter().zip(versions) {
+                let Some(version) = version else {
+                    pairs.push(None);
+                    continue;
+                };
+                let value = shared.value(Some(&view), &mut None, version)?;
+                pairs.push(Some(pair::key_value(Bytes::copy_from_slice(key), &version, value)));
+            }
+        }
+        Ok(pairs)
+    }
+
     fn history_error(&self, error: Error) -> HistoryError {
         match error {
             Error::Refused(Answer::Compacted) => HistoryError::Compacted {

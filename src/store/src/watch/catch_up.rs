@@ -3,26 +3,37 @@
 
 use super::REVISIONS_PER_RESPONSE;
 use super::history::{History, HistoryError};
-use super::payload::{Change, Chunk};
+use super::payload::{Change, Chunk, load_prevs};
 use super::slots::Ticket;
 use parking_lot::{Condvar, Mutex};
 use quorate_api::{KeyRange, Revision};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// A read that serves all `members`: they watch the same range and stand at the same revision.
+/// A read that serves all `members`: they stand at the same revision.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) members: Vec<Ticket>,
+    pub(super) scope: Scope,
     pub(super) range: KeyRange,
     pub(super) from: Revision,
     pub(super) with_prev: bool,
     pub(super) bytes_max: usize,
 }
 
+/// What the members of a job have in common besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// They watch the very range that is read.
+    Range,
+    /// Nothing: everything is read, and sorted out as live events are.
+    All,
+}
+
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) members: Vec<Ticket>,
+    pub(super) scope: Scope,
     pub(super) result: Result<Slice, HistoryError>,
 }
 
@@ -40,6 +51,7 @@ impl Job {
         let result = self.read(history);
         Reply {
             members: self.members,
+            scope: self.scope,
             result,
         }
     }
@@ -50,11 +62,11 @@ impl Job {
         let mut changes = Vec::new();
         for batch in replay.batches {
             debug_assert!(batch.revision >= self.from && batch.revision <= replay.through);
-            let batch = Arc::new(batch);
-            changes.extend((0..batch.events.len()).map(|at| Change::new(&batch, at)));
+            let revision = batch.revision;
+            changes.extend(batch.events.into_iter().map(|event| Change::new(event, revision)));
         }
         if self.with_prev {
-            changes.iter().try_for_each(|change| change.load_prev(history))?;
+            load_prevs(&changes, history)?;
         }
         let chunk = Chunk::new(changes).map(Arc::new);
         let last = chunk.as_ref().map(|chunk| chunk.last()).unwrap_or_default();

@@ -5,7 +5,8 @@
 //! ```text
 //!            events ≤ dispatched are all delivered
 //!          ┌───────────────── Synced ◄──────────┐
-//!          │ outbox full        │ batches missed│ came up to `dispatched`
+//!          │ outbox full,       │ batches missed│ came up to `dispatched`
+//!          │ or taken back      │               │
 //!          ▼      client reads  ▼               │
 //!        Parked ─────────────► Queued ───► Reading (a history job is under way)
 //!          ▲                    │  ▲            │ more to read
@@ -23,15 +24,16 @@ mod requests;
 use super::history::{History, HistoryError};
 use super::hub::Shared;
 use super::inbox::{StreamId, Woken};
-use super::index::{GroupId, Index, Membership, WatcherAt};
+use super::index::{Index, Membership, WatcherAt};
 use super::outbox::{Delivery, Full, Outbox, Place};
 use super::payload::Chunk;
 use super::response::Response;
 use super::slots::{Slots, Ticket};
+use behind::Behind;
 use live::Recent;
 use progress::Asked;
 use quorate_api::Revision;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -49,17 +51,16 @@ pub(super) struct Dispatcher {
     watchers: Slots<Watcher>,
     index: Index,
     recent: Recent,
-    /// Watchers in state `Queued`, and those of them that only history can help. May hold tickets of watchers that
-    /// have moved on since.
-    queued: VecDeque<Ticket>,
-    for_history: VecDeque<Ticket>,
-    /// Watchers in state `Queued` that wait after a failed read.
+    /// Watchers in state `Queued`.
+    queued: Behind,
+    /// Watchers in state `Queued` that wait after a failed read. May hold tickets of watchers that have moved on since.
     retries: Vec<Ticket>,
     turns_since_retry: u32,
     jobs_under_way: usize,
     asked: Vec<Asked>,
     /// Streams with something new in this turn.
     touched: Vec<StreamId>,
+    /// How many watchers are not synced.
     behind: u64,
 }
 
@@ -122,8 +123,7 @@ impl Dispatcher {
             watchers: Slots::default(),
             index: Index::default(),
             recent,
-            queued: VecDeque::new(),
-            for_history: VecDeque::new(),
+            queued: Behind::default(),
             retries: Vec::new(),
             turns_since_retry: 0,
             jobs_under_way: 0,
@@ -151,6 +151,9 @@ impl Dispatcher {
             self.take_reply(reply);
         }
         self.dispatch(work.batches);
+        if work.relieve {
+            self.relieve();
+        }
         if work.tick {
             self.notify_progress();
         }
@@ -158,7 +161,9 @@ impl Dispatcher {
         self.turns_since_retry += 1;
         if retry || self.turns_since_retry >= TURNS_BEFORE_RETRY {
             self.turns_since_retry = 0;
-            self.queued.extend(self.retries.drain(..));
+            for ticket in std::mem::take(&mut self.retries) {
+                self.line_up(ticket);
+            }
         }
         self.serve_queued();
         self.shared.counters.behind.store(self.behind, Ordering::Relaxed);
@@ -168,7 +173,7 @@ impl Dispatcher {
                 stream.outbox.wake();
             }
         }
-        !self.queued.is_empty()
+        self.queued.has_more()
     }
 
     pub(super) fn wait(&self, at_most: Option<Duration>) -> Woken {
@@ -254,10 +259,6 @@ impl Dispatcher {
             stream.touched = true;
             self.touched.push(watcher.stream);
         }
-        self.shared
-            .counters
-            .events
-            .fetch_add(chunk.changes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -283,7 +284,7 @@ impl Dispatcher {
 
     fn queue(&mut self, at: WatcherAt) {
         self.set_state(at, State::Queued);
-        self.queued.push_back(self.watchers.ticket(at));
+        self.line_up(self.watchers.ticket(at));
     }
 
     fn queue_later(&mut self, at: WatcherAt) {

@@ -6,8 +6,8 @@ use quorate_api::{KeyRange, Revision};
 
 /// The store's past, as watchers need it. Called from the hub's own threads, concurrently with apply.
 ///
-/// A batch is published to the hub only once `revision` has reached it; else a watcher may be served it twice as
-/// late as it could, though never twice.
+/// `revision` reaches a batch before the batch is published to the hub. Otherwise nothing is lost or repeated, but a
+/// watcher may have to wait for events that could have been read.
 pub trait History: Send + Sync + 'static {
     /// Newest applied revision.
     fn revision(&self) -> Revision;
@@ -31,6 +31,11 @@ pub trait History: Send + Sync + 'static {
 
     /// The pair as written at exactly `mod_revision`; `None` when compaction has taken it.
     fn pair_at(&self, key: &[u8], mod_revision: Revision) -> Result<Option<mvccpb::KeyValue>, HistoryError>;
+
+    /// The same for many, in their order: what costs a lock or a transaction of the backend is then paid once.
+    fn pairs_at(&self, wanted: &[(&[u8], Revision)]) -> Result<Vec<Option<mvccpb::KeyValue>>, HistoryError> {
+        wanted.iter().map(|(key, at)| self.pair_at(key, *at)).collect()
+    }
 }
 
 /// A slice of the past.

@@ -3,13 +3,14 @@
 use super::catch_up::Jobs;
 use super::dispatcher::Dispatcher;
 use super::inbox::{Inbox, Woken};
+use super::outbox::Totals;
 use super::{History, Options, WatchStream};
 use crate::event::EventBatch;
 use crate::store::EventSink;
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -36,9 +37,7 @@ pub(super) struct Counters {
     pub(super) streams: AtomicU64,
     pub(super) watchers: AtomicU64,
     pub(super) behind: AtomicU64,
-    pub(super) events: AtomicU64,
-    /// Bytes in all outboxes.
-    pub(super) queued: Arc<AtomicUsize>,
+    pub(super) totals: Arc<Totals>,
 }
 
 /// Figures for metrics.
@@ -50,8 +49,10 @@ pub struct Stats {
     pub watchers: u64,
     /// Of these, the ones that are not served live.
     pub behind: u64,
-    /// Events put into outboxes since the start, once for every watcher.
+    /// Events that streams have handed out since the start, once for every watcher.
     pub events_total: u64,
+    /// Events that wait for their streams to hand them out, once for every watcher.
+    pub pending_events: usize,
     /// Bytes that wait in outboxes; an event is counted on each stream that it waits on.
     pub queued_bytes: usize,
 }
@@ -100,8 +101,15 @@ impl Hub {
         self.shared.inbox.tick();
     }
 
-    /// The store was replaced by a newer snapshot: what was published before is void, all watchers catch up from the
-    /// new history. To be called before anything newer is published.
+    /// A while has passed, long enough for a client to read what it was sent. If all streams together have too much
+    /// waiting, then those on which something waits since before the last call let go of it: their watchers find it in
+    /// history when the client reads on, and the other streams get their room back.
+    pub fn tick_slow(&self) {
+        self.shared.inbox.relieve();
+    }
+
+    /// Batches may have been missed, or the store was replaced by a newer snapshot: what was published
+    /// before is void, all watchers catch up from history. To be called before anything newer is published.
     pub fn resync_all(&self) {
         self.shared.inbox.resync();
     }
@@ -111,15 +119,15 @@ impl Hub {
             streams,
             watchers,
             behind,
-            events,
-            queued,
+            totals,
         } = &self.shared.counters;
         Stats {
             streams: streams.load(Ordering::Relaxed),
             watchers: watchers.load(Ordering::Relaxed),
             behind: behind.load(Ordering::Relaxed),
-            events_total: events.load(Ordering::Relaxed),
-            queued_bytes: queued.load(Ordering::Relaxed),
+            events_total: totals.taken.load(Ordering::Relaxed),
+            pending_events: totals.waiting.load(Ordering::Relaxed),
+            queued_bytes: totals.bytes.load(Ordering::Relaxed),
         }
     }
 
@@ -217,6 +225,12 @@ pub struct Stepper {
 }
 
 impl Stepper {
+    /// How many watchers are remembered as waiting for history, those that wait no longer included.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.dispatcher.waiting()
+    }
+
     /// One round of the dispatcher.
     pub fn dispatch(&mut self) {
         self.dispatcher.turn(true);

@@ -4,7 +4,7 @@
 
 use super::catch_up::Reply;
 use super::outbox::Outbox;
-use crate::event::{EventBatch, EventKind};
+use crate::event::{Event, EventBatch, EventKind};
 use parking_lot::{Condvar, Mutex};
 use quorate_api::Revision;
 use quorate_api::proto::etcdserverpb::WatchCreateRequest;
@@ -51,6 +51,7 @@ struct State {
     /// The store was replaced under us.
     resync: bool,
     tick: bool,
+    relieve: bool,
     streams: usize,
     free: Vec<StreamId>,
     next: StreamId,
@@ -68,6 +69,7 @@ pub(super) struct Work {
     pub(super) missed: Option<Revision>,
     pub(super) resync: bool,
     pub(super) tick: bool,
+    pub(super) relieve: bool,
 }
 
 /// Why the dispatcher was woken.
@@ -78,13 +80,21 @@ pub(super) enum Woken {
     Stop,
 }
 
-/// About what a batch holds in memory.
+/// About what a batch holds in memory. Most batches have one event, and room for four.
 pub(super) fn size(batch: &EventBatch) -> usize {
-    let event = |event: &crate::event::Event| match &event.kind {
-        EventKind::Put { value, .. } => 96 + event.key.len() + value.len(),
-        EventKind::Delete => 96 + event.key.len(),
+    const BATCH_OVERHEAD: usize = 128;
+    // Key and value share a piece of memory of their own.
+    const PAIR_OVERHEAD: usize = 48;
+    let pair = |event: &Event| match &event.kind {
+        EventKind::Put { value, .. } => event.key.len() + value.len(),
+        EventKind::Delete => event.key.len(),
     };
-    64 + batch.events.iter().map(event).sum::<usize>()
+    let events = batch
+        .events
+        .iter()
+        .map(|event| PAIR_OVERHEAD + pair(event))
+        .sum::<usize>();
+    BATCH_OVERHEAD + batch.events.capacity() * size_of::<Event>() + events
 }
 
 impl Inbox {
@@ -162,6 +172,12 @@ impl Inbox {
         self.wake(state);
     }
 
+    pub(super) fn relieve(&self) {
+        let mut state = self.state.lock();
+        state.relieve = true;
+        self.wake(state);
+    }
+
     pub(super) fn resync(&self) {
         let mut state = self.state.lock();
         let dropped = std::mem::take(&mut state.batches);
@@ -195,6 +211,7 @@ impl Inbox {
             missed: state.missed.take(),
             resync: std::mem::take(&mut state.resync),
             tick: std::mem::take(&mut state.tick),
+            relieve: std::mem::take(&mut state.relieve),
         };
         let mut bytes = 0;
         while bytes < ROUND_BYTES
@@ -240,6 +257,7 @@ impl State {
             || !self.replies.is_empty()
             || self.resync
             || self.tick
+            || self.relieve
             // Batches missed while nobody watched can wait for the first request.
             || (self.missed.is_some() && self.streams > 0)
     }

@@ -122,7 +122,7 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Event, EventBatch, EventKind};
+    use crate::event::{Event, EventKind};
     use quorate_api::Revision;
 
     fn hits(index: &mut Index, key: &'static str) -> Vec<Vec<WatcherAt>> {
@@ -131,12 +131,8 @@ mod tests {
             key: key.into(),
             prev: None,
         };
-        let batch = Arc::new(EventBatch {
-            revision: Revision(2),
-            events: vec![event],
-        });
         let mut touched = Vec::new();
-        index.gather(key.as_bytes(), &mut touched, || Change::new(&batch, 0));
+        index.gather(key.as_bytes(), &mut touched, || Change::new(event.clone(), Revision(2)));
         let mut members: Vec<Vec<WatcherAt>> = Vec::new();
         for id in touched {
             let group = index.group_mut(id).unwrap();

@@ -1,7 +1,7 @@
 //! Events on their way to watchers: encoded once, shared by all who want them.
 
 use super::history::{History, HistoryError};
-use crate::event::{Event, EventBatch, EventKind};
+use crate::event::{Event, EventKind};
 use bytes::Bytes;
 use prost::encoding::message;
 use quorate_api::Revision;
@@ -10,14 +10,18 @@ use std::sync::{Arc, OnceLock};
 
 /// `WatchResponse.events`.
 const EVENTS_FIELD: u32 = 11;
-/// Field tags, lengths and numbers of an event, roughly; only used to account for memory.
-const EVENT_OVERHEAD: usize = 48;
+/// Field tags, lengths and numbers of an encoded event, roughly.
+const FIELDS_BYTES: usize = 48;
+/// What an event, or the pair that it replaced, takes in memory beside its key and its value: [`Change`] itself, and the
+/// allocator's share of the four or five pieces of memory that it consists of.
+const EVENT_OVERHEAD: usize = 320;
 
-/// One event that at least one watcher wants.
+/// One event that at least one watcher wants. It has nothing of the rest of its transaction, which may be much larger
+/// and of interest to nobody.
 #[derive(Debug)]
 pub(super) struct Change {
-    batch: Arc<EventBatch>,
-    at: usize,
+    event: Event,
+    revision: Revision,
     /// The pair that the event replaced, looked up once if anyone wants it.
     prev: OnceLock<Option<Box<mvccpb::KeyValue>>>,
     plain: OnceLock<Bytes>,
@@ -25,41 +29,26 @@ pub(super) struct Change {
 }
 
 impl Change {
-    pub(super) fn new(batch: &Arc<EventBatch>, at: usize) -> Arc<Self> {
-        debug_assert!(at < batch.events.len());
+    pub(super) fn new(event: Event, revision: Revision) -> Arc<Self> {
         Arc::new(Self {
-            batch: Arc::clone(batch),
-            at,
+            event,
+            revision,
             prev: OnceLock::new(),
             plain: OnceLock::new(),
             with_prev: OnceLock::new(),
         })
     }
 
-    pub(super) fn event(&self) -> &Event {
-        &self.batch.events[self.at]
+    pub(super) fn key(&self) -> &[u8] {
+        &self.event.key
     }
 
     pub(super) fn revision(&self) -> Revision {
-        self.batch.revision
+        self.revision
     }
 
     pub(super) fn is_put(&self) -> bool {
-        matches!(self.event().kind, EventKind::Put { .. })
-    }
-
-    pub(super) fn load_prev(&self, history: &dyn History) -> Result<(), HistoryError> {
-        if self.prev.get().is_some() {
-            return Ok(());
-        }
-        let event = self.event();
-        let pair = match event.prev {
-            Some(revision) => history.pair_at(&event.key, revision)?,
-            None => None,
-        };
-        // A second thread may have been faster; it read the same.
-        let _ = self.prev.set(pair.map(Box::new));
-        Ok(())
+        matches!(self.event.kind, EventKind::Put { .. })
     }
 
     fn prev(&self) -> Option<&mvccpb::KeyValue> {
@@ -67,8 +56,8 @@ impl Change {
     }
 
     pub(super) fn to_message(&self, with_prev: bool) -> mvccpb::Event {
-        let event = self.event();
-        let mod_revision = self.batch.revision.0;
+        let event = &self.event;
+        let mod_revision = self.revision.0;
         let (kind, kv) = match &event.kind {
             EventKind::Put {
                 create_revision,
@@ -118,19 +107,32 @@ impl Change {
         bytes.into()
     }
 
-    fn size(&self) -> usize {
-        let event = self.event();
-        let value = match &event.kind {
+    fn len(&self) -> usize {
+        let value = match &self.event.kind {
             EventKind::Put { value, .. } => value.len(),
             EventKind::Delete => 0,
         };
-        EVENT_OVERHEAD + event.key.len() + value
+        self.event.key.len() + value
     }
+}
 
-    fn prev_size(&self) -> usize {
-        self.prev()
-            .map_or(0, |pair| EVENT_OVERHEAD + pair.key.len() + pair.value.len())
+/// Sees to the previous pairs of all of these.
+pub(super) fn load_prevs(changes: &[Arc<Change>], history: &dyn History) -> Result<(), HistoryError> {
+    let missing = || changes.iter().filter(|change| change.prev.get().is_none());
+    let wanted: Vec<(&[u8], Revision)> = missing()
+        .filter_map(|change| change.event.prev.map(|revision| (&change.event.key[..], revision)))
+        .collect();
+    let mut pairs = match wanted.is_empty() {
+        true => Vec::new(),
+        false => history.pairs_at(&wanted)?,
     }
+    .into_iter();
+    for change in missing() {
+        let pair = change.event.prev.and_then(|_| pairs.next().flatten());
+        // A second thread may have been faster; it read the same.
+        let _ = change.prev.set(pair.map(Box::new));
+    }
+    Ok(())
 }
 
 /// Some events in order, whole transactions of them; what watchers with the same taste share. Never empty.
@@ -139,8 +141,11 @@ pub(super) struct Chunk {
     pub(super) changes: Vec<Arc<Change>>,
     /// Distinct revisions.
     pub(super) revisions: usize,
-    bytes: usize,
-    prev_bytes: usize,
+    /// Keys and values.
+    len: usize,
+    /// The same of previous pairs, and how many there are.
+    prev_len: usize,
+    prevs: usize,
 }
 
 impl Chunk {
@@ -150,15 +155,19 @@ impl Chunk {
         let mut chunk = Self {
             changes,
             revisions: 1,
-            bytes: 0,
-            prev_bytes: 0,
+            len: 0,
+            prev_len: 0,
+            prevs: 0,
         };
         for change in &chunk.changes {
             debug_assert!(change.revision() >= last, "events out of order");
             chunk.revisions += usize::from(change.revision() > last);
             last = change.revision();
-            chunk.bytes += change.size();
-            chunk.prev_bytes += change.prev_size();
+            chunk.len += change.len();
+            if let Some(prev) = change.prev() {
+                chunk.prev_len += prev.key.len() + prev.value.len();
+                chunk.prevs += 1;
+            }
         }
         Some(chunk)
     }
@@ -171,8 +180,23 @@ impl Chunk {
         self.changes.last().map(|change| change.revision()).unwrap_or_default()
     }
 
-    /// About what it holds in memory and needs on the wire.
+    /// About what it needs on the wire.
+    pub(super) fn wire_bytes(&self, with_prev: bool) -> usize {
+        let (len, parts) = self.parts(with_prev);
+        len + parts * FIELDS_BYTES
+    }
+
+    /// About what it holds in memory, once it is encoded: keys and values are then there twice.
     pub(super) fn bytes(&self, with_prev: bool) -> usize {
-        self.bytes + if with_prev { self.prev_bytes } else { 0 }
+        let (len, parts) = self.parts(with_prev);
+        2 * len + parts * EVENT_OVERHEAD
+    }
+
+    /// Bytes of keys and values, and how many pairs they make.
+    fn parts(&self, with_prev: bool) -> (usize, usize) {
+        match with_prev {
+            true => (self.len + self.prev_len, self.changes.len() + self.prevs),
+            false => (self.len, self.changes.len()),
+        }
     }
 }

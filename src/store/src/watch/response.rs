@@ -64,6 +64,11 @@ impl Events {
         self.first.iter().chain(&self.more).flat_map(|chunk| &chunk.changes)
     }
 
+    /// `None` without events.
+    pub(super) fn first_revision(&self) -> Option<Revision> {
+        self.first.as_ref().map(|chunk| chunk.first())
+    }
+
     fn len(&self) -> usize {
         self.first
             .iter()
@@ -103,9 +108,14 @@ impl Response {
         }
     }
 
-    /// Answers a request or ends a watcher; other responses without events are progress notices.
+    /// Answers a request or ends a watcher.
     pub fn is_control(&self) -> bool {
         self.created || self.canceled
+    }
+
+    /// A promise about what was sent, and nothing else.
+    pub(super) fn is_progress(&self) -> bool {
+        !self.is_control() && self.events.first.is_none()
     }
 
     pub fn events_len(&self) -> usize {
@@ -130,21 +140,15 @@ impl Response {
         }
     }
 
-    /// The whole message, for consumers that are not protobuf (JSON).
-    pub fn to_message(&self, header: &Header) -> pb::WatchResponse {
+    /// The whole message, to compare with what is written.
+    #[cfg(test)]
+    pub(super) fn to_message(&self, header: &Header) -> pb::WatchResponse {
         let with_prev = self.events.with_prev;
+        let events = self.events.changes().map(|change| change.to_message(with_prev));
         pb::WatchResponse {
-            events: self
-                .events
-                .changes()
-                .map(|change| change.to_message(with_prev))
-                .collect(),
+            events: events.collect(),
             ..self.head(header)
         }
-    }
-
-    pub fn encoded_len(&self, header: &Header) -> usize {
-        self.head(header).encoded_len() + self.events_encoded_len()
     }
 
     fn events_encoded_len(&self) -> usize {
@@ -155,12 +159,6 @@ impl Response {
             .sum()
     }
 
-    /// Appends the encoded message, without any framing.
-    pub fn encode(&self, header: &Header, out: &mut Segments) {
-        out.put_message(&self.head(header));
-        self.encode_events(out);
-    }
-
     /// Appends the message as gRPC frames it: one byte "not compressed", the length as 4 bytes, the message.
     pub fn encode_grpc(&self, header: &Header, out: &mut Segments) {
         let prefix = out.tail.len();
@@ -169,10 +167,6 @@ impl Response {
         // No transaction comes near 4 GiB.
         let len = u32::try_from(head + self.events_encoded_len()).unwrap_or(u32::MAX);
         out.tail[prefix + 1..prefix + 5].copy_from_slice(&len.to_be_bytes());
-        self.encode_events(out);
-    }
-
-    fn encode_events(&self, out: &mut Segments) {
         for change in self.events.changes() {
             out.put_shared(change.encoded(self.events.with_prev));
         }
@@ -225,11 +219,17 @@ pub struct Segments {
     done: Vec<Bytes>,
     tail: Vec<u8>, // not `BytesMut`: single bytes, of which heads are made, go into a vector much faster
     len: usize,
+    /// How long the last tail became: the next is likely to need as much.
+    last_tail: usize,
 }
 
 impl Segments {
     /// Below this a segment of its own (a frame, a write) costs more than the copy.
     const SHARE_FROM: usize = 4 << 10;
+    /// A tail begins with room for so much. What is reserved in vain waits for the client as long as the rest does, so
+    /// it is not much.
+    const TAIL_MIN: usize = 128;
+    const TAIL_MAX: usize = 4 << 10;
 
     pub fn new() -> Self {
         Self::default()
@@ -245,6 +245,10 @@ impl Segments {
     }
 
     fn put_small(&mut self, bytes: &[u8]) {
+        if self.tail.capacity() == 0 {
+            let room = self.last_tail.clamp(Self::TAIL_MIN, Self::TAIL_MAX);
+            self.tail.reserve(room.max(bytes.len()));
+        }
         self.len += bytes.len();
         self.tail.extend_from_slice(bytes);
     }
@@ -269,6 +273,7 @@ impl Segments {
 
     fn end_tail(&mut self) {
         if !self.tail.is_empty() {
+            self.last_tail = self.tail.len();
             self.done.push(std::mem::take(&mut self.tail).into());
         }
     }

@@ -25,7 +25,7 @@ pub struct WatchStream {
 
 impl WatchStream {
     pub(super) fn open(shared: &Arc<Shared>) -> Self {
-        let outbox = Arc::new(Outbox::new(&shared.options, Arc::clone(&shared.counters.queued)));
+        let outbox = Arc::new(Outbox::new(&shared.options, Arc::clone(&shared.counters.totals)));
         Self {
             shared: Arc::clone(shared),
             id: shared.inbox.open(Arc::clone(&outbox)),
@@ -70,7 +70,10 @@ impl WatchStream {
         }
         match self.outbox.poll_pop(cx) {
             Popped::Response { response, drained } => Poll::Ready(self.hand_out(response, drained)),
-            Popped::Empty => Poll::Pending,
+            Popped::Empty { drained } => {
+                self.note(drained);
+                Poll::Pending
+            }
             Popped::Ended => Poll::Ready(None),
         }
     }
@@ -82,14 +85,22 @@ impl WatchStream {
         }
         match self.outbox.pop() {
             Popped::Response { response, drained } => self.hand_out(response, drained),
-            Popped::Empty | Popped::Ended => None,
+            Popped::Empty { drained } => {
+                self.note(drained);
+                None
+            }
+            Popped::Ended => None,
+        }
+    }
+
+    fn note(&self, drained: bool) {
+        if drained {
+            self.shared.inbox.request(Request::Drained(self.id));
         }
     }
 
     fn hand_out(&mut self, response: Response, drained: bool) -> Option<Response> {
-        if drained {
-            self.shared.inbox.request(Request::Drained(self.id));
-        }
+        self.note(drained);
         let limit = self.shared.options.fragment_bytes;
         if !response.must_split(limit) {
             return Some(response);

@@ -1,9 +1,10 @@
 //! Live batches: matched once per event, delivered once per watcher and turn.
 
 use super::super::inbox::size;
-use super::super::payload::{Change, Chunk};
+use super::super::index::GroupId;
+use super::super::payload::{Change, Chunk, load_prevs};
 use super::super::{HistoryError, Options};
-use super::{Dispatcher, GroupId, State};
+use super::{Dispatcher, State};
 use crate::event::EventBatch;
 use quorate_api::{KeyRange, Revision};
 use std::collections::VecDeque;
@@ -21,8 +22,9 @@ impl Dispatcher {
                 self.skip_to(Revision(batch.revision.0 - 1));
             }
             self.dispatched = batch.revision;
-            for (at, event) in batch.events.iter().enumerate() {
-                self.index.gather(&event.key, &mut touched, || Change::new(&batch, at));
+            for event in &batch.events {
+                let change = || Change::new(event.clone(), batch.revision);
+                self.index.gather(&event.key, &mut touched, change);
             }
             self.recent.push(batch);
         }
@@ -80,9 +82,7 @@ impl Dispatcher {
     }
 
     pub(super) fn load_prev(&self, changes: &[Arc<Change>]) -> Result<(), HistoryError> {
-        changes
-            .iter()
-            .try_for_each(|change| change.load_prev(self.history.as_ref()))
+        load_prevs(changes, self.history.as_ref())
     }
 
     /// Batches up to `revision` will not come: whoever waits for them turns to history.
@@ -169,11 +169,8 @@ impl Recent {
         let (mut through, mut bytes) = (from, 0);
         for batch in self.batches.range(self.position(from)?..) {
             let before = changes.len();
-            for (at, event) in batch.events.iter().enumerate() {
-                if range.contains(&event.key) {
-                    changes.push(Change::new(batch, at));
-                }
-            }
+            let wanted = batch.events.iter().filter(|event| range.contains(&event.key));
+            changes.extend(wanted.map(|event| Change::new(event.clone(), batch.revision)));
             through = batch.revision;
             if changes.len() > before {
                 bytes += size(batch);

@@ -30,11 +30,25 @@ impl Dispatcher {
     pub(super) fn ask_progress(&mut self, stream: StreamId) {
         let target = self.revision();
         if self.may_tell(stream, target) {
-            return self.asked.push(Asked { stream, target });
+            self.asked.push(Asked { stream, target });
+        } else {
+            self.answer_asked(stream, Verdict::Silent);
         }
-        if let Some(open) = self.stream_mut(stream) {
-            open.outbox.settle();
-            self.touch(stream);
+    }
+
+    /// Answers what the present watchers of the stream allow to be answered, since another is about to join them.
+    pub(super) fn answer_before_create(&mut self, stream: StreamId) {
+        let mut at = 0;
+        while let Some(asked) = self.asked.get(at).copied() {
+            let tell = asked.stream == stream
+                && asked.target <= self.dispatched
+                && matches!(self.stream_progress(stream), Verdict::Tell);
+            if tell {
+                self.asked.remove(at);
+                self.answer_asked(stream, Verdict::Tell);
+            } else {
+                at += 1;
+            }
         }
     }
 
@@ -66,24 +80,27 @@ impl Dispatcher {
                 continue;
             }
             self.asked.remove(at);
-            let revision = self.dispatched;
-            let Some(open) = self.stream_mut(stream) else {
-                continue;
-            };
-            match verdict {
-                Verdict::Tell => open.outbox.answer_progress(Response::progress(-1, revision)),
-                Verdict::Silent | Verdict::WaitFor(_) => open.outbox.settle(),
-            }
-            self.touch(stream);
+            self.answer_asked(stream, verdict);
         }
+    }
+
+    fn answer_asked(&mut self, stream: StreamId, verdict: Verdict) {
+        let revision = self.dispatched;
+        let Some(open) = self.stream_mut(stream) else {
+            return;
+        };
+        match verdict {
+            Verdict::Tell => open.outbox.answer_progress(Response::progress(-1, revision)),
+            Verdict::Silent | Verdict::WaitFor(_) => open.outbox.settle(),
+        }
+        self.touch(stream);
     }
 
     fn stream_progress(&self, stream: StreamId) -> Verdict {
         let Some(Some(stream)) = self.streams.get(stream as usize) else {
             return Verdict::Silent;
         };
-        // A watcher that compaction ended keeps its id until the client cancels it, and until then etcd takes it for one
-        // that is behind.
+        // Ended by compaction since the question came: as in `may_tell`.
         if stream.ids.values().any(Option::is_none) {
             return Verdict::Silent;
         }

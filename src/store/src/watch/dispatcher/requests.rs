@@ -18,6 +18,7 @@ impl Dispatcher {
         match request {
             Request::Open(stream, outbox) => self.open(stream, outbox),
             Request::Create(stream, request) => {
+                self.answer_before_create(stream);
                 let range = exact_range(&request.key, &request.range_end);
                 match self.create(stream, range, &request) {
                     Created::Watcher(answer) | Created::Refused(answer) => self.answer(stream, Some(answer)),

@@ -339,6 +339,22 @@ fn progress_of_a_stream_needs_watchers_and_all_of_them_up_to_date() {
     assert_eq!((got.len(), got[0].watch_id, revision(&got[0])), (1, -1, 6));
 }
 
+#[test]
+fn a_question_is_not_silenced_by_the_watcher_that_is_created_after_it() {
+    let mut world = World::new();
+    for _ in 0..5 {
+        world.put("a", "");
+    }
+    let mut stream = world.hub.stream();
+    world.create(&mut stream, watch("a", "", 0));
+    stream.progress();
+    stream.create(watch("a", "", 2)); // in the same turn, and behind
+    let got = world.drain(&mut stream);
+    assert_eq!((got[0].watch_id, revision(&got[0]), got[0].created), (-1, 6, false));
+    assert!(got[1].created);
+    assert_eq!(revisions(&got[2..]), [[2, 3, 4, 5, 6]]);
+}
+
 /// B5, B47
 #[test]
 fn progress_never_says_less_than_history_has_delivered() {
@@ -433,6 +449,33 @@ fn previous_pairs_are_read_once_for_all_who_want_them() {
         assert_eq!(prev, (response.watch_id < 3).then(|| Bytes::from("1")));
     }
     assert_eq!(world.past.reads().1, 1);
+}
+
+#[test]
+fn previous_pairs_of_one_turn_are_read_together() {
+    let mut world = World::new();
+    let mut stream = world.hub.stream();
+    let request = WatchCreateRequest {
+        prev_kv: true,
+        ..watch("", "\0", 0)
+    };
+    world.create(&mut stream, request);
+    for key in ["a", "b", "c"] {
+        world.put(key, "1");
+    }
+    world.write(&[put("a", "2"), put("b", "2"), put("new", "2")]);
+    world.write(&[put("b", "3"), put("c", "3")]);
+    let events = world
+        .drain(&mut stream)
+        .into_iter()
+        .flat_map(|response| response.events);
+    let prev: Vec<_> = events
+        .skip(3)
+        .map(|event| event.prev_kv.map(|pair| pair.value))
+        .collect();
+    let want = ["1", "1", "", "2", "1"].map(|value| (!value.is_empty()).then(|| Bytes::from(value)));
+    assert_eq!(prev, want);
+    assert_eq!((world.past.reads().1, world.past.pair_calls()), (4, 1));
 }
 
 #[test]
@@ -567,6 +610,25 @@ fn watch_never_goes_back_after_snapshot() {
     assert_eq!(revisions(&world.drain(&mut stream)).concat(), [4, 5, 6]);
     world.put("a", "7");
     assert_eq!(revisions(&world.drain(&mut stream)), [[7]]);
+}
+
+/// What a node does at start: between the first look at the store's revision and the first published batch, there may
+/// have been one that nobody was told of.
+#[test]
+fn a_resync_makes_up_for_batches_that_no_hub_was_told_of() {
+    let mut world = World::new();
+    world.past.apply(&[put("a", "2")]).unwrap();
+    let mut stream = world.hub.stream();
+    world.create(&mut stream, watch("a", "", 0));
+    stream.progress();
+    assert_eq!(
+        world.drain(&mut stream),
+        [],
+        "the hub waits for what it takes to be on its way"
+    );
+    world.hub.resync_all();
+    let got = world.drain(&mut stream);
+    assert_eq!((got[0].watch_id, revision(&got[0])), (-1, 2));
 }
 
 #[test]

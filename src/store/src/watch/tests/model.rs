@@ -44,6 +44,8 @@ enum Step {
         stream: usize,
     },
     Tick,
+    /// Clients had time to read what they were sent.
+    TickSlow,
     Take {
         stream: usize,
         responses: u8,
@@ -101,6 +103,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (stream.clone(), id).prop_map(|(stream, id)| Step::Cancel { stream, id }),
         2 => stream.clone().prop_map(|stream| Step::Progress { stream }),
         1 => Just(Step::Tick),
+        2 => Just(Step::TickSlow),
         6 => (stream.clone(), 1..5u8).prop_map(|(stream, responses)| Step::Take { stream, responses }),
         1 => stream.prop_map(|stream| Step::Reopen { stream }),
         12 => Just(Step::Dispatch),
@@ -159,11 +162,12 @@ struct Model {
 impl Model {
     fn new() -> Self {
         let world = World::with(Options {
-            outbox_bytes_max: 1500,
+            outbox_bytes_max: 3500,
+            outboxes_bytes_max: 5000,
             outbox_responses_max: 6,
             response_bytes: 500,
             fragment_bytes: 300,
-            inbox_bytes_max: 2000,
+            inbox_bytes_max: 5000,
             recent_batches: 3,
             ..Options::default()
         });
@@ -217,6 +221,7 @@ impl Model {
                 self.clients[stream].stream.progress();
             }
             Step::Tick => self.world.hub.tick_progress(),
+            Step::TickSlow => self.world.hub.tick_slow(),
             Step::Take { stream, responses } => {
                 for _ in 0..responses {
                     self.clients[stream].take(&self.world);
@@ -280,16 +285,18 @@ impl Model {
         self.world.stepper.settle();
         let stats = self.world.hub.stats();
         assert_eq!((stats.streams, stats.watchers, stats.behind), (0, 0, 0));
+        assert_eq!((stats.queued_bytes, stats.pending_events), (0, 0));
     }
 
     fn rest(&mut self) {
-        let mut quiet = false;
-        while !quiet {
+        let mut quiet = 0;
+        // To find nothing is to read on as well, and the hub may have waited for that.
+        while quiet < 2 {
             self.world.stepper.settle();
-            quiet = true;
+            quiet += 1;
             for client in &mut self.clients {
                 while client.take(&self.world) {
-                    quiet = false;
+                    quiet = 0;
                 }
             }
         }

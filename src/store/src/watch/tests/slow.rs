@@ -77,6 +77,143 @@ fn many_slow_streams_are_bounded_together() {
     assert_eq!(world.hub.stats().queued_bytes, 0);
 }
 
+/// D20
+#[test]
+fn a_stalled_watcher_holds_nothing_of_what_it_does_not_watch() {
+    let mut world = World::new();
+    let mut stream = world.hub.stream();
+    world.create(&mut stream, watch("/index/", "/index0", 0));
+    let blob = "b".repeat(1 << 20);
+    let mut batches = Vec::new();
+    for n in 0..20 {
+        let ops = [put(&format!("/index/{n}"), "0123456789"), put("/blob", &blob)];
+        let batch = world.past.apply(&ops).unwrap();
+        world.hub.publish(vec![batch.clone()]);
+        world.stepper.settle();
+        batches.push(batch);
+    }
+    assert_eq!(world.hub.stats().pending_events, 20);
+    for batch in batches {
+        assert_eq!(Arc::strong_count(&batch), 2, "held by the past and by this test");
+    }
+    assert_eq!(
+        revisions(&world.drain(&mut stream)).concat(),
+        (2..=21).collect::<Vec<_>>()
+    );
+}
+
+/// D20
+#[test]
+fn small_events_are_charged_with_what_they_take_in_memory() {
+    let mut world = World::new();
+    let mut stream = world.hub.stream();
+    world.create(&mut stream, watch("a", "b", 0));
+    for n in 0..1000 {
+        world.put(&format!("a{n}"), "");
+    }
+    assert!(stream.queued_bytes() > 1000 * 300, "{}", stream.queued_bytes());
+    // Of a large one there are two copies: as it was written, and as it is sent.
+    let before = stream.queued_bytes();
+    world.put("a", &"v".repeat(100_000));
+    assert!(stream.queued_bytes() - before > 2 * 100_000);
+}
+
+#[test]
+fn what_watchers_of_one_stream_share_is_charged_once() {
+    let mut world = World::new();
+    let mut stream = world.hub.stream();
+    for _ in 0..100 {
+        world.create(&mut stream, watch("a", "", 0));
+    }
+    world.put("a", &"v".repeat(100_000));
+    assert!(stream.queued_bytes() < 300_000, "{}", stream.queued_bytes());
+    assert_eq!(revisions(&world.drain(&mut stream)), vec![[2]; 100]);
+    assert_eq!(stream.queued_bytes(), 0);
+}
+
+/// D20
+#[test]
+fn stalled_streams_make_room_for_those_that_read() {
+    const STALLED: usize = 8;
+    let mut world = World::with(Options {
+        outbox_bytes_max: 512 << 10,
+        outboxes_bytes_max: 512 << 10,
+        ..Options::default()
+    });
+    let mut stalled: Vec<_> = (0..STALLED).map(|_| world.hub.stream()).collect();
+    for stream in &mut stalled {
+        world.create(stream, watch("a", "b", 0));
+    }
+    let mut reading = world.hub.stream();
+    world.create(&mut reading, watch("a", "b", 0));
+    let value = "v".repeat(10_000);
+    let mut last = 1;
+    while world.hub.stats().queued_bytes < 512 << 10 {
+        last = world.put("a", &value);
+        world.drain(&mut reading);
+    }
+    let waiting = world.hub.stats().queued_bytes;
+    world.hub.tick_slow();
+    world.drain(&mut reading);
+    assert_eq!(world.hub.stats().queued_bytes, waiting, "nobody has had time to read");
+    world.hub.tick_slow();
+    world.drain(&mut reading);
+    assert_eq!(world.hub.stats().queued_bytes, 0);
+    assert_eq!(world.hub.stats().behind, STALLED as u64);
+
+    // More than the share of a stream when there is too much: the one that reads has room for it.
+    let reads = world.past.reads().0;
+    let first = last + 1;
+    for _ in 0..10 {
+        last = world.put("a", &value);
+    }
+    assert!(reading.queued_bytes() > 2 * STREAM_SHARE_BYTES);
+    assert_eq!(world.hub.stats().behind, STALLED as u64);
+    let got = world.drain(&mut reading);
+    assert_eq!(revisions(&got).concat(), (first..=last).collect::<Vec<_>>());
+    assert_eq!(world.past.reads().0, reads);
+
+    // And those that were stalled have lost nothing.
+    for stream in &mut stalled {
+        let got = world.drain(stream);
+        assert_eq!(revisions(&got).concat(), (2..=last).collect::<Vec<_>>());
+    }
+    assert_eq!(world.hub.stats().behind, 0);
+    world.put("a", "");
+    assert_eq!(revisions(&world.drain(&mut stalled[0])), [[last + 1]]);
+}
+
+/// B5, D20
+#[test]
+fn progress_that_waits_behind_events_goes_back_with_them() {
+    let mut world = World::with(Options {
+        outboxes_bytes_max: 1,
+        ..Options::default()
+    });
+    let mut stream = world.hub.stream();
+    let request = WatchCreateRequest {
+        progress_notify: true,
+        ..watch("a", "", 0)
+    };
+    world.create(&mut stream, request);
+    stream.progress();
+    world.stepper.settle();
+    world.put("a", "2"); // beside it waits an answer that says less
+    stream.progress();
+    world.stepper.settle();
+    for _ in 0..2 {
+        world.hub.tick_progress();
+        world.stepper.settle();
+        world.hub.tick_slow();
+        world.stepper.settle();
+    }
+    let got = world.drain(&mut stream);
+    let seen: Vec<_> = got.iter().map(|r| (r.watch_id, revision(r), r.events.len())).collect();
+    assert_eq!(seen, [(-1, 1, 0), (0, 2, 1)]);
+    stream.progress();
+    assert_eq!(revision(&world.drain(&mut stream)[0]), 2);
+}
+
 /// B8
 #[test]
 fn starved_watch_loses_nothing_silently() {
@@ -196,6 +333,79 @@ fn watchers_that_stand_at_the_same_place_share_a_read() {
     let got = world.drain(&mut stream);
     assert_eq!(revisions(&got).concat().len(), 500);
     assert_eq!(world.past.reads().0, 1);
+}
+
+#[test]
+fn after_missed_batches_history_is_read_once_for_all_ranges() {
+    let mut world = World::new();
+    let mut stream = world.hub.stream();
+    for n in 0..50 {
+        let mut request = watch(&format!("a{n:02}"), &format!("a{:02}", n + 2), 0);
+        request.prev_kv = n % 2 == 0;
+        world.create(&mut stream, request);
+    }
+    world.create(&mut stream, watch("a07", "", 0));
+    world.create(&mut stream, watch("b", "c", 0));
+    // One that stands elsewhere: at the revision after the next.
+    world.create(&mut stream, watch("a", "b", 3));
+    for n in 0..50 {
+        world.past.apply(&[put(&format!("a{n:02}"), "1")]).unwrap();
+    }
+    world.hub.resync_all();
+    let mut got = world.drain(&mut stream);
+    got.sort_by_key(|response| response.watch_id);
+    let by_id: Vec<_> = got.iter().map(|response| response.watch_id).collect();
+    assert_eq!(by_id, [(0..=50).collect::<Vec<_>>(), vec![52]].concat());
+    assert_eq!(revisions(&got[..3]), [[2, 3], [3, 4], [4, 5]]);
+    assert_eq!(revisions(&got[49..51]), [vec![51], vec![9]]);
+    assert_eq!(revisions(&got[51..]), [(3..=51).collect::<Vec<_>>()]);
+    assert_eq!(world.past.reads().0, 2);
+    assert_eq!(world.hub.stats().behind, 0);
+}
+
+#[test]
+fn watchers_of_one_range_at_many_revisions_catch_up() {
+    let mut world = World::with(small());
+    for _ in 0..30 {
+        world.put("a", "");
+    }
+    let mut stream = world.hub.stream();
+    for start in 1..=30 {
+        stream.create(watch("a", "b", start));
+        stream.create(watch("a", "b", start));
+    }
+    let got = world.drain(&mut stream);
+    for id in 0..60 {
+        let mine: Vec<_> = got.iter().filter(|response| response.watch_id == id).cloned().collect();
+        let first = (id / 2 + 1).max(2);
+        assert_eq!(revisions(&mine).concat(), (first..=31).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn nobody_is_remembered_twice_while_two_ranges_catch_up() {
+    const WATCHERS: usize = 20;
+    let mut world = World::with(Options {
+        response_bytes: 1, // one transaction per read
+        ..Options::default()
+    });
+    for _ in 0..100 {
+        world.put("a", "");
+    }
+    let mut stream = world.hub.stream();
+    for n in 0..WATCHERS {
+        stream.create(watch("a", ["b", "c"][n % 2], 2));
+    }
+    world.stepper.dispatch();
+    let mut rounds = 0;
+    while world.stepper.read_history() {
+        world.stepper.dispatch();
+        while stream.try_next().is_some() {}
+        assert!(world.stepper.waiting() <= WATCHERS, "{}", world.stepper.waiting());
+        rounds += 1;
+    }
+    assert_eq!(rounds, 200);
+    assert_eq!((world.hub.stats().behind, world.stepper.waiting()), (0, 0));
 }
 
 #[derive(Default)]

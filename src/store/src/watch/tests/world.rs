@@ -52,6 +52,7 @@ struct State {
     failures: usize,
     reads: usize,
     pair_reads: usize,
+    pair_calls: usize,
 }
 
 impl Past {
@@ -67,6 +68,7 @@ impl Past {
                 failures: 0,
                 reads: 0,
                 pair_reads: 0,
+                pair_calls: 0,
             }),
         })
     }
@@ -139,6 +141,11 @@ impl Past {
     pub fn reads(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.reads, state.pair_reads)
+    }
+
+    /// In how many calls single pairs were asked for.
+    pub fn pair_calls(&self) -> usize {
+        self.state.lock().pair_calls
     }
 
     /// What a watcher of `range` has to get: events with revisions in `from..=to`.
@@ -240,11 +247,19 @@ impl History for Past {
     }
 
     fn pair_at(&self, key: &[u8], mod_revision: Revision) -> Result<Option<mvccpb::KeyValue>, HistoryError> {
+        Ok(self.pairs_at(&[(key, mod_revision)])?.remove(0))
+    }
+
+    fn pairs_at(&self, wanted: &[(&[u8], Revision)]) -> Result<Vec<Option<mvccpb::KeyValue>>, HistoryError> {
         let mut state = self.state.lock();
-        state.pair_reads += 1;
+        state.pair_calls += 1;
+        state.pair_reads += wanted.len();
         state.fault()?;
-        let (pair, replaced) = &state.pairs[&(Bytes::copy_from_slice(key), mod_revision.0)];
-        Ok((*replaced > state.compacted).then(|| pair.clone()))
+        let pair = |(key, at): &(&[u8], Revision)| {
+            let (pair, replaced) = &state.pairs[&(Bytes::copy_from_slice(key), at.0)];
+            (*replaced > state.compacted).then(|| pair.clone())
+        };
+        Ok(wanted.iter().map(pair).collect())
     }
 }
 
@@ -290,11 +305,14 @@ impl World {
     /// Everything that there is for the stream.
     pub fn drain(&mut self, stream: &mut WatchStream) -> Vec<pb::WatchResponse> {
         let mut got = Vec::new();
+        let mut quiet = 0;
         for _ in 0..1000 {
             self.stepper.settle();
             let before = got.len();
             got.extend(std::iter::from_fn(|| stream.try_next()).map(|response| wire(&response)));
-            if got.len() == before {
+            // To find nothing is to read on as well, and the hub may have waited for that.
+            quiet = if got.len() == before { quiet + 1 } else { 0 };
+            if quiet == 2 {
                 return got;
             }
         }
@@ -311,7 +329,7 @@ pub fn watch(key: &str, range_end: &str, start_revision: i64) -> WatchCreateRequ
     }
 }
 
-/// The response as a client decodes it; on the way it is checked that all ways to write it agree.
+/// The response as a client decodes it; on the way it is checked that it says what was meant.
 pub fn wire(response: &Response) -> pb::WatchResponse {
     let mut out = Segments::new();
     response.encode_grpc(&HEADER, &mut out);
@@ -325,9 +343,6 @@ pub fn wire(response: &Response) -> pb::WatchResponse {
         u32::from_be_bytes(prefix[1..].try_into().unwrap()) as usize,
         bytes.len()
     );
-    assert_eq!(response.encoded_len(&HEADER), bytes.len());
-    response.encode(&HEADER, &mut out);
-    assert_eq!(out.take().concat(), bytes);
     let message = pb::WatchResponse::decode(bytes.freeze()).unwrap();
     assert_eq!(message, response.to_message(&HEADER));
     let header = message.header.unwrap();
