@@ -59,12 +59,21 @@ pub struct Piece {
     read: Option<Items>,
     part: Range<usize>,
     bytes: usize,
+    /// Values that are in memory. As long as the part, or empty when there are no values to show.
+    known: Vec<Option<Bytes>>,
+    /// Rows to read from the backend, in the order of their ids, with their places in the part.
+    missing: Vec<(RowId, usize)>,
 }
 
 impl Piece {
     /// Bytes of its `kvs` fields.
     pub fn encoded_len(&self) -> usize {
         self.bytes
+    }
+
+    /// Values that are not in memory: what encoding it has to read from the backend.
+    pub fn reads(&self) -> usize {
+        self.missing.len()
     }
 }
 
@@ -124,26 +133,47 @@ impl RangeAnswer {
 
     /// The `kvs` fields of a piece of this answer.
     pub fn encode(&self, piece: &Piece) -> Result<Bytes, Error> {
+        let shape = &self.gather.shape;
+        let (items, list) = self.pairs(piece);
         let mut out = Vec::with_capacity(piece.bytes);
-        let shape = self.gather.shape.clone();
-        self.each(piece, |key, version, value| {
-            pair::put_kvs(&mut out, key, &shape.shown(*version), value);
+        let mut blanks = Vec::with_capacity(piece.missing.len());
+        for (at, item) in list.iter().enumerate() {
+            let (key, version) = (items.key(item), shape.shown(item.version));
+            match piece.known.get(at) {
+                None => pair::put_kvs(&mut out, key, &version, b""),
+                Some(Some(value)) => pair::put_kvs(&mut out, key, &version, value),
+                Some(None) => blanks.push((at, pair::put_kvs_blank(&mut out, key, &version))),
+            }
+        }
+        self.read(piece, |at, value| {
+            // Both stand in the order of places.
+            if let Ok(found) = blanks.binary_search_by_key(&at, |(at, _)| *at) {
+                out[blanks[found].1.clone()].copy_from_slice(value);
+            }
         })?;
         Ok(out.into())
     }
 
     /// At most `max_pairs` more pairs, as messages; empty when there are no more.
     pub fn next_kvs(&mut self, max_pairs: usize) -> Result<Vec<KeyValue>, Error> {
-        let mut out = Vec::new();
-        while out.is_empty() && self.left > 0 && max_pairs > 0 {
-            let piece = self.take_piece(max_pairs, usize::MAX);
-            out.reserve_exact(piece.part.len());
-            let shape = self.gather.shape.clone();
-            self.each(&piece, |key, version, value| {
-                let (key, value) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
-                out.push(pair::key_value(key, &shape.shown(*version), value));
-            })?;
+        if max_pairs == 0 {
+            return Ok(Vec::new());
         }
+        let Some(piece) = self.next_piece(max_pairs, usize::MAX) else {
+            return Ok(Vec::new());
+        };
+        let shape = &self.gather.shape;
+        let (items, list) = self.pairs(&piece);
+        let known = |at: usize| piece.known.get(at).cloned().flatten().unwrap_or_default();
+        let mut out: Vec<_> = list
+            .iter()
+            .enumerate()
+            .map(|(at, item)| {
+                let key = Bytes::copy_from_slice(items.key(item));
+                pair::key_value(key, &shape.shown(item.version), known(at))
+            })
+            .collect();
+        self.read(&piece, |at, value| out[at].value = Bytes::copy_from_slice(value))?;
         Ok(out)
     }
 
@@ -205,53 +235,76 @@ impl RangeAnswer {
             }
         };
         self.left -= pairs;
-        Piece { read, part, bytes }
+        let mut piece = Piece {
+            read,
+            part,
+            bytes,
+            known: Vec::new(),
+            missing: Vec::new(),
+        };
+        if !self.gather.shape.keys_only() {
+            self.recall(&mut piece);
+        }
+        piece
     }
 
-    /// Calls `each` with every pair of the piece, in order. Each value is copied by whoever takes it, and not before.
-    fn each(&self, piece: &Piece, each: impl FnMut(&[u8], &Version, &[u8])) -> Result<(), Error> {
+    /// Takes what memory has of a piece's values, and notes the rest.
+    fn recall(&self, piece: &mut Piece) {
+        let values = &self.shared.values;
+        let (_, list) = self.pairs(piece);
+        let mut missing = Vec::new();
+        let known = list
+            .iter()
+            .enumerate()
+            .map(|(at, item)| {
+                let id = item.version.row();
+                let value = values.get(id);
+                if value.is_none() {
+                    missing.push((id, at));
+                }
+                value
+            })
+            .collect();
+        // Rows lie in the file in this order, and many of a range's were written together.
+        missing.sort_unstable_by_key(|(id, _)| *id);
+        piece.known = known;
+        piece.missing = missing;
+    }
+
+    fn pairs<'p>(&'p self, piece: &'p Piece) -> (&'p Items, &'p [Item]) {
         let items = piece.read.as_ref().unwrap_or(&self.gather.items);
-        let list = &items.list[piece.part.clone()];
-        let mut emit = Emit {
-            items,
-            list,
-            known: Vec::new(),
-            next: 0,
-            each,
-        };
-        if self.gather.shape.keys_only() {
-            list.iter().for_each(|item| emit.one(item, b""));
+        (items, &items.list[piece.part.clone()])
+    }
+
+    /// Hands the values that were not in memory to `take`, each with the place of its pair in the piece. Each is copied
+    /// by whoever takes it, and not before.
+    fn read(&self, piece: &Piece, mut take: impl FnMut(usize, &[u8])) -> Result<(), Error> {
+        if piece.missing.is_empty() {
             return Ok(());
         }
-        let values = &self.shared.values;
-        emit.known = list.iter().map(|item| values.get(item.version.row())).collect();
-        let unknown: Vec<usize> = (0..list.len()).filter(|at| emit.known[*at].is_none()).collect();
+        let (_, list) = self.pairs(piece);
+        let ids: Vec<RowId> = piece.missing.iter().map(|(id, _)| *id).collect();
+        let fresh;
+        let view = match &self.hold {
+            Hold::View(view) => view,
+            Hold::Pin { .. } | Hold::Nothing => {
+                fresh = self.shared.backend.view()?;
+                &fresh
+            }
+        };
+        let keep = list.len() <= CACHE_PAIRS_MAX;
         let mut odd: Option<RowId> = None;
-        if !unknown.is_empty() {
-            let ids: Vec<RowId> = unknown.iter().map(|at| list[*at].version.row()).collect();
-            let fresh;
-            let view = match &self.hold {
-                Hold::View(view) => view,
-                Hold::Pin { .. } | Hold::Nothing => {
-                    fresh = self.shared.backend.view()?;
-                    &fresh
-                }
-            };
-            view.values(&ids, |nth, value| {
-                let at = unknown[nth];
-                emit.known_before(at);
-                emit.next = at + 1;
-                if value.len() != list[at].version.value_len as usize {
-                    odd = Some(ids[nth]);
-                    return;
-                }
-                if list.len() <= CACHE_PAIRS_MAX {
-                    values.insert(ids[nth], Bytes::copy_from_slice(value), 0);
-                }
-                emit.one(&list[at], value);
-            })?;
-        }
-        emit.known_before(list.len());
+        view.values(&ids, |nth, value| {
+            let (id, at) = piece.missing[nth];
+            if value.len() != list[at].version.value_len as usize {
+                odd = Some(id);
+                return;
+            }
+            if keep {
+                self.shared.values.insert(id, Bytes::copy_from_slice(value), 0);
+            }
+            take(at, value);
+        })?;
         match odd {
             Some(id) => Err(Error::Damaged {
                 what: "value",
@@ -259,30 +312,5 @@ impl RangeAnswer {
             }),
             None => Ok(()),
         }
-    }
-}
-
-/// Pairs in order, though their values come from two places.
-struct Emit<'p, F> {
-    items: &'p Items,
-    list: &'p [Item],
-    /// Values that were in memory.
-    known: Vec<Option<Bytes>>,
-    next: usize,
-    each: F,
-}
-
-impl<F: FnMut(&[u8], &Version, &[u8])> Emit<'_, F> {
-    fn one(&mut self, item: &Item, value: &[u8]) {
-        (self.each)(self.items.key(item), &item.version, value);
-    }
-
-    fn known_before(&mut self, upto: usize) {
-        for at in self.next..upto {
-            if let Some(value) = self.known[at].take() {
-                self.one(&self.list[at], &value);
-            }
-        }
-        self.next = upto;
     }
 }

@@ -1,6 +1,8 @@
 //! How a stored pair looks on the wire. Lengths are known without the value, so that answers can be sized before
 //! anything is read, and written with one copy of each value.
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes};
 use prost::encoding::{encode_varint, encoded_len_varint};
 use quorate_api::proto::mvccpb::KeyValue;
@@ -62,19 +64,44 @@ pub fn kvs_len(key_len: usize, version: &Version) -> usize {
 /// Writes the pair as an element of `RangeResponse.kvs`. `value` must be as long as the version says.
 pub fn put_kvs(out: &mut Vec<u8>, key: &[u8], version: &Version, value: &[u8]) {
     debug_assert_eq!(value.len(), version.value_len as usize, "the index knows the length");
+    put_kvs_head(out, key, version);
+    out.put_slice(value);
+    put_number(out, LEASE_TAG, version.lease);
+}
+
+/// The same with zeros where the value belongs; says where that is. For values that come in an order of their own.
+pub fn put_kvs_blank(out: &mut Vec<u8>, key: &[u8], version: &Version) -> Range<usize> {
+    put_kvs_head(out, key, version);
+    let start = out.len();
+    let end = start + version.value_len as usize;
+    out.resize(end, 0);
+    put_number(out, LEASE_TAG, version.lease);
+    start..end
+}
+
+/// Up to the first byte of the value.
+fn put_kvs_head(out: &mut Vec<u8>, key: &[u8], version: &Version) {
     out.put_u8(KVS_TAG);
     encode_varint(message_len(key.len(), version) as u64, out);
-    put_message(out, key, version, value);
+    put_head(out, key, version);
+    if version.value_len > 0 {
+        out.put_u8(VALUE_TAG);
+        encode_varint(u64::from(version.value_len), out);
+    }
 }
 
 /// Writes the pair as a message.
 pub fn put_message(out: &mut Vec<u8>, key: &[u8], version: &Version, value: &[u8]) {
+    put_head(out, key, version);
+    put_bytes(out, VALUE_TAG, value);
+    put_number(out, LEASE_TAG, version.lease);
+}
+
+fn put_head(out: &mut Vec<u8>, key: &[u8], version: &Version) {
     put_bytes(out, KEY_TAG, key);
     put_number(out, CREATE_TAG, version.create);
     put_number(out, MOD_TAG, version.main);
     put_number(out, VERSION_TAG, version.version);
-    put_bytes(out, VALUE_TAG, value);
-    put_number(out, LEASE_TAG, version.lease);
 }
 
 fn put_number(out: &mut Vec<u8>, tag: u8, number: i64) {
@@ -119,6 +146,11 @@ mod tests {
             put_kvs(&mut out, key.as_bytes(), &version, value.as_bytes());
             assert_eq!(out, response.encode_to_vec());
             assert_eq!(out.len(), kvs_len(key.len(), &version));
+
+            let mut later = Vec::new();
+            let at = put_kvs_blank(&mut later, key.as_bytes(), &version);
+            later[at].copy_from_slice(value.as_bytes());
+            assert_eq!(later, out);
         }
     }
 }

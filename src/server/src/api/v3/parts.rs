@@ -3,11 +3,14 @@
 
 use super::mismatched;
 use crate::budget::Reserved;
+use crate::member::Member;
 use crate::rpc::{PieceFuture, Reply, ReplyBody};
 use bytes::{Bytes, BytesMut};
-use quorate_api::Status;
-use quorate_store::RangeAnswer;
+use quorate_api::{Error, Status};
+use quorate_store::{Piece, RangeAnswer};
 use std::collections::VecDeque;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// Answers up to this size are put together at once; larger ones are sent piece by piece. Those that keep a View are
 /// among the former, whatever stands around their pairs.
@@ -16,10 +19,15 @@ pub const WHOLE_BYTES: usize = quorate_store::VIEW_BYTES_MAX + 1024;
 /// Size of a piece: what a connection holds for a client that does not read.
 pub const PIECE_BYTES: usize = 64 << 10;
 
+/// Rows that a piece may read from the backend on the thread that serves its connection.
+const INLINE_READS_MAX: usize = 8;
+
 /// A message under construction: bytes that are there, and ranges whose pairs are still to be read.
 pub struct Parts {
     parts: VecDeque<Part>,
     len: usize,
+    /// Long reads take turns.
+    slots: Arc<Semaphore>,
     held: Option<Reserved>,
 }
 
@@ -30,10 +38,12 @@ enum Part {
 }
 
 impl Parts {
-    pub fn new(held: Option<Reserved>) -> Self {
+    /// `held` is what the answers take in memory.
+    pub fn new(member: &Member, held: Option<Reserved>) -> Self {
         Self {
             parts: VecDeque::new(),
             len: 0,
+            slots: Arc::clone(&member.large_reads),
             held,
         }
     }
@@ -55,35 +65,52 @@ impl Parts {
     }
 
     /// At once if it is small, otherwise as the client takes it.
-    pub fn reply(mut self) -> Result<Reply, Status> {
+    pub async fn reply(mut self) -> Result<Reply, Status> {
         if self.len > WHOLE_BYTES {
             return Ok(Reply::Body(Box::new(self)));
         }
         let mut message = BytesMut::with_capacity(self.len);
-        while let Some(piece) = self.piece()? {
+        while let Some(piece) = self.piece().await? {
             message.extend_from_slice(&piece);
         }
         Ok(Reply::Message(message.freeze()))
     }
 
-    fn piece(&mut self) -> Result<Option<Bytes>, Status> {
-        let piece = match self.parts.front_mut() {
+    async fn piece(&mut self) -> Result<Option<Bytes>, Status> {
+        let (mut answer, left) = match self.parts.pop_front() {
             None => {
                 self.held = None;
                 return Ok(None);
             }
-            Some(Part::Bytes(bytes)) => std::mem::take(bytes),
-            Some(Part::Pairs(answer, left)) => {
-                let piece = answer.next_chunk(PIECE_BYTES)?.ok_or_else(mismatched)?;
-                *left = left.checked_sub(piece.len()).ok_or_else(mismatched)?;
-                if *left > 0 {
-                    return Ok(Some(piece));
-                }
-                piece
-            }
+            Some(Part::Bytes(bytes)) => return Ok(Some(bytes)),
+            Some(Part::Pairs(answer, left)) => (answer, left),
         };
-        self.parts.pop_front();
-        Ok(Some(piece))
+        let piece = answer.next_piece(usize::MAX, PIECE_BYTES).ok_or_else(mismatched)?;
+        let bytes = if piece.reads() <= INLINE_READS_MAX {
+            answer.encode(&piece)?
+        } else {
+            let bytes;
+            (answer, bytes) = self.off_thread(answer, piece).await?;
+            bytes
+        };
+        let left = left.checked_sub(bytes.len()).ok_or_else(mismatched)?;
+        if left > 0 {
+            self.parts.push_front(Part::Pairs(answer, left));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// A disk that is slow holds up this answer and no other call of its connection.
+    async fn off_thread(&self, answer: Box<RangeAnswer>, piece: Piece) -> Result<(Box<RangeAnswer>, Bytes), Status> {
+        let stopped = || Status::from(Error::Stopped);
+        let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| stopped())?;
+        let done = tokio::task::spawn_blocking(move || {
+            let bytes = answer.encode(&piece);
+            drop(slot);
+            (answer, bytes)
+        });
+        let (answer, bytes) = done.await.map_err(|_| stopped())?;
+        Ok((answer, bytes?))
     }
 }
 
@@ -93,6 +120,6 @@ impl ReplyBody for Parts {
     }
 
     fn next(&mut self) -> PieceFuture<'_> {
-        Box::pin(async { self.piece().transpose() })
+        Box::pin(async { self.piece().await.transpose() })
     }
 }

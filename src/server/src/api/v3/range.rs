@@ -28,9 +28,9 @@ pub async fn range(member: &Arc<Member>, message: Bytes) -> Result<Reply, Status
     let selected = linearized(member, request, Taken::AtOnce).await;
     member.counts.range_answered(selected.is_ok(), begun.elapsed());
     let (answer, held) = selected?;
-    let mut parts = Parts::new(held);
+    let mut parts = Parts::new(member, held);
     push_range(&mut parts, answer, |answer| member.header(answer.revision));
-    parts.reply()
+    parts.reply().await
 }
 
 /// The selection, behind a barrier unless it is serializable.
@@ -163,7 +163,7 @@ pub async fn read_only_txn(member: &Arc<Member>, request: pb::TxnRequest) -> Res
     // Once for all of them: who holds a part and waits for more may wait for another who does the same.
     let held = reserve(member, answer.ranges.iter().map(RangeAnswer::memory).sum()).await?;
     drop(slot);
-    let mut parts = Parts::new(held);
+    let mut parts = Parts::new(member, held);
     parts.push(encode_header(&member.header(answer.revision)));
     if answer.succeeded {
         let mut succeeded = BytesMut::with_capacity(2);
@@ -173,7 +173,7 @@ pub async fn read_only_txn(member: &Arc<Member>, request: pb::TxnRequest) -> Res
     for range in answer.ranges {
         push_response_op(&mut parts, range);
     }
-    parts.reply()
+    parts.reply().await
 }
 
 fn is_short_txn(request: &pb::TxnRequest) -> bool {

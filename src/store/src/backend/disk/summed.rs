@@ -32,6 +32,8 @@ const PAGE: u64 = 4096;
 const GROUP: u64 = PAGE / 4;
 /// What redb's header may take; the rest of its sector is the CRC.
 const HEADER_MAX: usize = SECTOR - 4;
+/// Sums that are looked up together. Most reads are of one page.
+const SUMS_AT_ONCE: usize = 16;
 /// Written as a whole or not at all.
 const SECTOR: usize = 512;
 const MAGIC: &[u8; 16] = b"quorate backend\n";
@@ -215,15 +217,25 @@ impl redb::StorageBackend for Summed {
         for (page, run) in runs(offset, out.len())? {
             let bytes = &mut out[run];
             self.disk.read(page_at(page), bytes)?;
-            let mut expected = [0; GROUP as usize];
-            let expected = &mut expected[..bytes.len() / PAGE as usize];
-            self.expected(page, expected)?;
-            let found = bytes
-                .chunks(PAGE as usize)
-                .zip(page..)
-                .map(|(bytes, page)| sum(page, bytes));
-            if let Some(at) = found.zip(expected).position(|(found, expected)| found != *expected) {
-                return Err(rotten(&format!("page {}", page + at as u64)));
+            let mut pages = bytes.chunks(PAGE as usize).zip(page..);
+            loop {
+                let some = pages.by_ref().take(SUMS_AT_ONCE);
+                let mut found = [(0, 0); SUMS_AT_ONCE];
+                let mut len = 0;
+                for ((bytes, page), found) in some.zip(&mut found) {
+                    *found = (page, sum(page, bytes));
+                    len += 1;
+                }
+                let Some((first, _)) = found[..len].first() else { break };
+                let mut expected = [0; SUMS_AT_ONCE];
+                self.expected(*first, &mut expected[..len])?;
+                if let Some(((page, _), _)) = found[..len]
+                    .iter()
+                    .zip(expected)
+                    .find(|((_, found), expected)| found != expected)
+                {
+                    return Err(rotten(&format!("page {page}")));
+                }
             }
         }
         Ok(())
