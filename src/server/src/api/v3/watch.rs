@@ -220,10 +220,10 @@ mod tests {
                 let Some(first) = stream.lock().try_next() else {
                     return batches;
                 };
-                let count = write_ready(first, &stream, &Header::default(), &mut out);
+                let ready = write_ready(first, &stream, &Header::default(), &mut out);
                 let bytes = out.take().concat();
                 let messages = messages(&bytes);
-                assert_eq!(messages.len(), count);
+                assert_eq!(messages.len(), ready.count);
                 batches.push((bytes.len(), messages));
             }
         };
