@@ -73,23 +73,21 @@ impl Shared {
 
 impl Actor {
     /// Acts until told to stop or cut off.
-    pub fn act(self, rpc: Rpc, mut known: Known, shared: Arc<Shared>) -> impl Future<Output = Known> + Send + 'static {
-        async move {
-            while !shared.stop.load(Ordering::Relaxed) {
-                known.tried += 1;
-                let done = match self {
-                    Self::Writer(writer) => count_up(&rpc, writer, known.tried, &shared).await,
-                    Self::Deleter => put_or_delete(&rpc, known.tried, &shared).await,
-                    Self::Lessee => lease(&rpc, known.tried, &shared).await,
-                    Self::Compacter => compact(&rpc, &shared).await,
-                };
-                if done.is_err() {
-                    break;
-                }
-                known.acknowledged = known.tried;
+    pub async fn act(self, rpc: Rpc, mut known: Known, shared: Arc<Shared>) -> Known {
+        while !shared.stop.load(Ordering::Relaxed) {
+            known.tried += 1;
+            let done = match self {
+                Self::Writer(writer) => count_up(&rpc, writer, known.tried, &shared).await,
+                Self::Deleter => put_or_delete(&rpc, known.tried, &shared).await,
+                Self::Lessee => lease(&rpc, known.tried, &shared).await,
+                Self::Compacter => compact(&rpc, &shared).await,
+            };
+            if done.is_err() {
+                break;
             }
-            known
+            known.acknowledged = known.tried;
         }
+        known
     }
 
     /// Fails the test unless what is there is what was done; gives what was done.
