@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::warn;
 
-/// Versions of client libraries that get a label of their own. The header is the client's to choose, and each new
+/// Versions of client libraries that get a label of their own, for each kind of call. The header is the client's to choose, and each new
 /// label is memory for good.
 const VERSIONS_MAX: usize = 32;
 
@@ -23,7 +23,8 @@ pub struct Rpc {
     sent: IntCounter,
     requests: IntCounterVec,
     unknown: [IntCounter; 2],
-    by_version: RwLock<HashMap<(bool, String), IntCounter>>,
+    /// Of unary calls and of streams.
+    by_version: [RwLock<HashMap<String, IntCounter>>; 2],
 }
 
 impl Rpc {
@@ -56,7 +57,7 @@ impl Rpc {
                 requests.with_label_values(&["stream", "unknown"]),
             ],
             requests,
-            by_version: RwLock::default(),
+            by_version: Default::default(),
         })
     }
 
@@ -65,19 +66,27 @@ impl Rpc {
     }
 
     fn count_request(&self, stream: bool, version: &str) {
-        let key = (stream, version.to_owned());
-        if let Some(counter) = self.by_version.read().get(&key) {
-            counter.inc();
-            return;
+        let (unknown, known) = (
+            &self.unknown[usize::from(stream)],
+            &self.by_version[usize::from(stream)],
+        );
+        {
+            let known = known.read();
+            if let Some(counter) = known.get(version) {
+                return counter.inc();
+            }
+            // Whoever makes up versions must not make others wait for a lock.
+            if known.len() >= VERSIONS_MAX || !is_version(version) {
+                return unknown.inc();
+            }
         }
-        let mut known = self.by_version.write();
-        if known.len() >= VERSIONS_MAX || !is_version(version) {
-            self.unknown[usize::from(stream)].inc();
-            return;
+        let mut known = known.write();
+        if known.len() >= VERSIONS_MAX && !known.contains_key(version) {
+            return unknown.inc();
         }
         let kind = if stream { "stream" } else { "unary" };
         known
-            .entry(key)
+            .entry(version.to_owned())
             .or_insert_with(|| self.requests.with_label_values(&[kind, version]))
             .inc();
     }
