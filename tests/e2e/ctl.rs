@@ -250,10 +250,7 @@ fn cluster(node: &Node) {
     let table = ctl.ok(&["-w", "table", "member", "list"]);
     assert!(table.contains("| started | default |"), "{table}");
 
-    // etcdctl 3.4 puts the whole URL into `:authority` for this one command, which the HTTP/2 library refuses: endpoints
-    // are given without their scheme (see COMPATIBILITY.md).
-    let ctl = &ctl.without_scheme();
-    let url = url.replace("http://", "").replace("https://", "");
+    // etcdctl 3.4 puts the whole URL into `:authority` for this command and the next.
     let status = ctl.json(&["endpoint", "status"]);
     let status = &status[0]["Status"];
     assert_eq!(status["leader"], member["ID"]);
@@ -271,6 +268,16 @@ fn cluster(node: &Node) {
     assert!(simple.contains(", true, false, "), "is leader, is no learner: {simple}");
     let table = ctl.ok(&["-w", "table", "endpoint", "status"]);
     assert!(table.contains(&id) && table.contains("RAFT APPLIED INDEX"), "{table}");
+
+    let revision = ctl.json(&["put", "hashed", "1"])["header"]["revision"].clone();
+    let hash = ctl.json(&["endpoint", "hashkv"]);
+    assert_eq!(hash[0]["Endpoint"], url.as_str(), "{hash}");
+    assert_eq!(hash[0]["HashKV"]["header"]["revision"], revision, "{hash}");
+    assert!(hash[0]["HashKV"]["hash"].as_u64().unwrap() > 0, "{hash}");
+    // With the endpoint as plain host and port, which needs no repair.
+    let plain = url.replace("http://", "").replace("https://", "");
+    let simple = ctl.with_endpoints(&plain).ok(&["endpoint", "status"]);
+    assert!(simple.starts_with(&format!("{plain}, {id}, {version}, ")), "{simple}");
 
     let health = ctl.json(&["endpoint", "health"]);
     assert_eq!(health[0]["health"], true);
