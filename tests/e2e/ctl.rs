@@ -157,18 +157,16 @@ fn hashkv_is_the_same_after_a_restart() {
     }
     ctl.ok(&["del", "b"]);
     ctl.ok(&["compaction", "4"]);
-    // etcdctl 3.4 and schemes: see `cluster`
-    let plain = ctl.without_scheme();
-    let before = plain.json(&["endpoint", "hashkv"]);
+    let before = ctl.json(&["endpoint", "hashkv"]);
     let hash = before[0]["HashKV"]["hash"].as_u64().unwrap();
     assert_ne!(hash, 0, "{before}");
     own.node.kill();
     own.node.restart();
-    let after = plain.json(&["endpoint", "hashkv"]);
+    let after = ctl.json(&["endpoint", "hashkv"]);
     assert_eq!(after[0]["HashKV"]["hash"].as_u64(), Some(hash));
     assert_eq!(after[0]["HashKV"]["compact_revision"], 4);
     ctl.ok(&["put", "a", "5"]);
-    let changed = plain.json(&["endpoint", "hashkv"]);
+    let changed = ctl.json(&["endpoint", "hashkv"]);
     assert_ne!(changed[0]["HashKV"]["hash"].as_u64(), Some(hash));
 }
 
@@ -377,10 +375,7 @@ fn cluster(node: &Node) {
         "{both}"
     );
 
-    // etcdctl 3.4 puts the whole URL into `:authority` for this one command, which the HTTP/2 library refuses: endpoints
-    // are given without their scheme (see COMPATIBILITY.md).
-    let ctl = &ctl.without_scheme();
-    let url = url.replace("http://", "").replace("https://", "");
+    // etcdctl 3.4 puts the whole URL into `:authority` for this command and the next.
     let status = ctl.json(&["endpoint", "status"]);
     let status = &status[0]["Status"];
     assert_eq!(status["leader"], member["ID"]);
@@ -398,6 +393,16 @@ fn cluster(node: &Node) {
     assert!(simple.contains(", true, false, "), "is leader, is no learner: {simple}");
     let table = ctl.ok(&["-w", "table", "endpoint", "status"]);
     assert!(table.contains(&id) && table.contains("RAFT APPLIED INDEX"), "{table}");
+
+    let revision = ctl.json(&["put", "hashed", "1"])["header"]["revision"].clone();
+    let hash = ctl.json(&["endpoint", "hashkv"]);
+    assert_eq!(hash[0]["Endpoint"], url.as_str(), "{hash}");
+    assert_eq!(hash[0]["HashKV"]["header"]["revision"], revision, "{hash}");
+    assert!(hash[0]["HashKV"]["hash"].as_u64().unwrap() > 0, "{hash}");
+    // With the endpoint as plain host and port, which needs no repair.
+    let plain = url.replace("http://", "").replace("https://", "");
+    let simple = ctl.with_endpoints(&plain).ok(&["endpoint", "status"]);
+    assert!(simple.starts_with(&format!("{plain}, {id}, {version}, ")), "{simple}");
 
     let health = ctl.json(&["endpoint", "health"]);
     assert_eq!(health[0]["health"], true);

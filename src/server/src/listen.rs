@@ -12,6 +12,7 @@
 //! * [`socket`] — bound sockets and accepted ones;
 //! * [`limits`] — what a stranger may cost before we know who it is;
 //! * `accept` — one task per listener;
+//! * `slots` — how many connections there may be;
 //! * `connection` — one accepted connection up to its protocol.
 //!
 //! Invariants: a connection that has not shown its protocol holds little more than its descriptor, and not for long.
@@ -23,6 +24,7 @@ pub mod url;
 
 mod accept;
 mod connection;
+mod slots;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +42,7 @@ pub use self::socket::{BindError, Binding, SocketOptions, bind};
 pub use self::url::{ListenUrl, Scheme, UrlError};
 
 use self::limits::HalfOpen;
+use self::slots::Slots;
 use crate::http::HttpService;
 use crate::rpc::{Api, CallContext, Incoming, Method, Outgoing, Reply, Rpc};
 
@@ -211,6 +214,7 @@ impl Api for NoApi {
 pub struct Server {
     limits: ListenLimits,
     half_open: Arc<HalfOpen>,
+    slots: Arc<Slots>,
     stop: Stop,
 }
 
@@ -218,6 +222,7 @@ impl Server {
     pub fn new(limits: ListenLimits) -> Self {
         Self {
             half_open: Arc::new(HalfOpen::new(&limits)),
+            slots: Arc::new(Slots::new(&limits)),
             limits,
             stop: Stop::default(),
         }
@@ -233,6 +238,7 @@ impl Server {
             tls: binding.serves_tls().then(|| service.tls.clone()).flatten(),
             limits: self.limits.clone(),
             half_open: Arc::clone(&self.half_open),
+            slots: Arc::clone(&self.slots),
             stop: self.stop.clone(),
             service,
         });

@@ -16,7 +16,9 @@
 //! * [`stream`] — both directions of a streaming call;
 //! * [`pace`] — how slowly an answer may be read;
 //! * [`observe`] — hooks for metrics;
-//! * `framing`, `payload`, `connection`, `unary`, `trailers`, `keepalive` — the machinery.
+//! * `connection`, `unary`, `trailers`, `payload` — calls and their answers;
+//! * `framing`, `gzip`, `memory` — request messages, and what they may take before they are whole;
+//! * `cork`, `frames`, `authority`, `keepalive`, `resets` — bytes on their way in and out, and who abuses them.
 //!
 //! Invariants: a handler of a call that the client has given up is dropped. A message is refused by its length prefix,
 //! before it is buffered. What a connection holds for a client that does not read is bounded, see [`Limits`].
@@ -28,11 +30,16 @@ pub mod pace;
 pub mod reply;
 pub mod stream;
 
+mod authority;
 pub mod connection;
 mod cork;
+mod frames;
 mod framing;
+mod gzip;
 mod keepalive;
+mod memory;
 pub(crate) mod payload;
+mod resets;
 mod trailers;
 pub(crate) mod unary;
 
@@ -82,9 +89,10 @@ pub struct Limits {
     pub concurrent_streams_max: u32,
     /// Reply bytes of one connection that are handed to HTTP/2 and not yet written to its socket.
     pub unwritten_bytes_max: usize,
-    /// Request messages that arrived in part, all connections together. Above it, calls get RESOURCE_EXHAUSTED.
+    /// Request messages that arrived in part or are being inflated, all connections together; more have to wait.
     pub partial_bytes_max: usize,
-    /// How long a request message may take from its first byte to its last.
+    /// How long a request message may take from its first byte to its last; for calls with just one, from the head of
+    /// the call. The same for a single HTTP/2 frame, and for a header block.
     pub message_deadline: Duration,
     /// How long an answer that is produced while it is read may make no progress. It keeps a revision readable, so a
     /// client that never reads must not hold it for ever.
@@ -93,7 +101,10 @@ pub struct Limits {
     pub body_bytes_per_sec_min: u64,
     /// Decoded size of one header list.
     pub header_bytes_max: u32,
-    /// Streams that the client reset before we looked at them; more in one go ends the connection.
+    /// Decoded size of the header lists of all open calls of a connection. More calls get RESOURCE_EXHAUSTED.
+    pub open_header_bytes_max: usize,
+    /// Calls that the client gave up before we looked at them, such as those that wait behind unread answers; more in
+    /// one go ends the connection. How many running calls it may give up, `resets` says.
     pub pending_resets_max: usize,
     /// Ping after the client was silent this long; `None` is never.
     pub keepalive_interval: Option<Duration>,
@@ -104,7 +115,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// A stream costs about 1.5 KiB, so this is 100 MiB for a connection that opens all it may.
+    /// A stream costs about 1.5 KiB besides its headers and messages, which are counted, so this is 100 MiB for a
+    /// connection that opens all it may.
     pub const STREAMS_MAX: u32 = 65_536;
 }
 
@@ -119,7 +131,8 @@ impl Default for Limits {
             stall_deadline: Duration::from_secs(300),
             body_bytes_per_sec_min: 32 * 1024,
             header_bytes_max: 64 * 1024,
-            pending_resets_max: 200,
+            open_header_bytes_max: 8 * 1024 * 1024,
+            pending_resets_max: 1000,
             keepalive_interval: Some(Duration::from_secs(2 * 3600)),
             keepalive_timeout: Some(Duration::from_secs(20)),
             ping_interval_min: Duration::from_secs(5),

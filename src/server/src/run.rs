@@ -475,10 +475,10 @@ fn check_descriptors(limit: u64) -> anyhow::Result<()> {
 
 fn listen_limits() -> ListenLimits {
     let connections = descriptor_limit().saturating_sub(DESCRIPTORS_RESERVED);
+    let connections_max = usize::try_from(connections).unwrap_or(usize::MAX);
     ListenLimits {
-        connections_max: usize::try_from(connections)
-            .unwrap_or(usize::MAX)
-            .min(tokio::sync::Semaphore::MAX_PERMITS),
+        connections_max,
+        connections_per_address: connections_max.div_ceil(2),
         ..Default::default()
     }
 }

@@ -61,16 +61,11 @@ impl Etcdctl {
         }
     }
 
-    /// The same, with endpoints as plain `host:port`.
-    pub fn without_scheme(&self) -> Self {
-        let plain = |argument: &String| match argument.strip_prefix("--endpoints=") {
-            Some(list) => format!("--endpoints={}", list.replace("http://", "").replace("https://", "")),
-            None => argument.clone(),
-        };
-        Self {
-            program: self.program.clone(),
-            arguments: self.arguments.iter().map(plain).collect(),
-        }
+    /// The same for other endpoints.
+    pub fn with_endpoints(&self, endpoints: &str) -> Self {
+        let mut other = self.clone();
+        other.arguments[0] = format!("--endpoints={endpoints}");
+        other
     }
 
     /// Calls with the material's client certificate.

@@ -15,21 +15,27 @@ use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt;
 
 use super::HttpService;
-use crate::rpc::connection::Conn;
+use crate::rpc::connection::{Conn, HeaderCharge};
 use crate::rpc::payload::Payload;
 use crate::rpc::unary::send_pieces;
 
-/// Answers one request. Errors on the way mean that the client is gone, and then nobody is left to tell.
+/// Answers one request, when it is its turn. Errors on the way mean that the client is gone, and then nobody is left to tell.
 pub(crate) async fn serve(
     service: HttpService,
     conn: Arc<Conn>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Payload>,
+    _headers: HeaderCharge,
 ) {
     let mut request = request.map(|stream| Body::new(RequestBody { stream }));
     request.extensions_mut().insert(Arc::clone(&conn.peer));
+    // Held until the answer is sent, since that is whole in memory until then.
+    let mut turn = None;
     let response = {
-        let mut answer = pin!(service.call(request, false));
+        let mut answer = pin!(async {
+            turn = conn.http.acquire().await.ok();
+            service.call(request, false).await
+        });
         std::future::poll_fn(|cx| {
             if let Poll::Ready(response) = answer.as_mut().poll(cx) {
                 return Poll::Ready(Some(response));
@@ -56,13 +62,16 @@ pub(crate) async fn serve(
         let Ok(frame) = frame else {
             return stream.send_reset(Reason::INTERNAL_ERROR);
         };
-        if let Ok(data) = frame.into_data()
-            && send_pieces(&conn, &mut stream, Payload::bytes(data)).await.is_err()
-        {
-            return;
+        let Ok(data) = frame.into_data() else { continue };
+        let sending = send_pieces(&conn, &mut stream, Payload::bytes(data));
+        match tokio::time::timeout(conn.pace.stall, sending).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) => return stream.send_reset(Reason::CANCEL),
         }
     }
     let _ = stream.send_data(Payload::bytes(Bytes::new()), true);
+    drop(turn);
 }
 
 /// A request body that gives the client room for more as it is read.

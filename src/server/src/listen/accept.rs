@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quorate_runtime::tls::ServerTls;
-use tokio::sync::Semaphore;
 use tracing::warn;
 
 use super::limits::{HalfOpen, ListenLimits};
+use super::slots::Slots;
 use super::{Binding, Service, Stop, connection};
 use crate::rpc::Api;
 
@@ -23,6 +23,7 @@ pub(super) struct Listener<A> {
     pub(super) tls: Option<Arc<ServerTls>>,
     pub(super) limits: ListenLimits,
     pub(super) half_open: Arc<HalfOpen>,
+    pub(super) slots: Arc<Slots>,
     pub(super) stop: Stop,
     pub(super) service: Service<A>,
 }
@@ -30,25 +31,31 @@ pub(super) struct Listener<A> {
 /// Accepts until told to stop. Errors are waited out: those of a single connection cost nothing, and running out of
 /// descriptors passes when connections end.
 pub(super) async fn run<A: Api>(binding: Binding, listener: Arc<Listener<A>>) {
-    let slots = Arc::new(Semaphore::new(
-        listener.limits.connections_max.clamp(1, Semaphore::MAX_PERMITS),
-    ));
     let drain = listener.stop.drain.clone();
     let mut backoff = BACKOFF_MIN;
-    let mut reported: Option<Instant> = None;
+    let mut reported = None;
+    let mut crowded = None;
     loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await.ok();
-            (binding.accept().await, slot)
-        };
-        let (accepted, slot) = tokio::select! {
+        let accepted = tokio::select! {
             biased;
             () = drain.cancelled() => return,
-            next = next => next,
+            accepted = binding.accept() => accepted,
         };
         match accepted {
             Ok((socket, address)) => {
                 backoff = BACKOFF_MIN;
+                // One connection waits here, the rest in the kernel's queue.
+                let slot = tokio::select! {
+                    biased;
+                    () = drain.cancelled() => return,
+                    slot = listener.slots.enter(address.map(|address| address.ip())) => slot,
+                };
+                let Some(slot) = slot else {
+                    if is_due(&mut crowded) {
+                        warn!(remote_addr = ?address, "too many connections of one address, closing new ones");
+                    }
+                    continue;
+                };
                 let listener = Arc::clone(&listener);
                 listener.stop.tasks.clone().spawn(async move {
                     connection::run(&listener, socket, address).await;
@@ -57,8 +64,7 @@ pub(super) async fn run<A: Api>(binding: Binding, listener: Arc<Listener<A>>) {
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                if reported.is_none_or(|last| last.elapsed() >= REPORT_INTERVAL) {
-                    reported = Some(Instant::now());
+                if is_due(&mut reported) {
                     warn!(%error, address = binding.address(), "accept failed, trying again");
                 }
                 tokio::select! {
@@ -69,6 +75,15 @@ pub(super) async fn run<A: Api>(binding: Binding, listener: Arc<Listener<A>>) {
             }
         }
     }
+}
+
+/// Whether something that lasts is to be reported again.
+fn is_due(reported: &mut Option<Instant>) -> bool {
+    let due = reported.is_none_or(|last| last.elapsed() >= REPORT_INTERVAL);
+    if due {
+        *reported = Some(Instant::now());
+    }
+    due
 }
 
 /// The peer was gone before we looked.

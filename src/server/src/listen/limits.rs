@@ -19,8 +19,12 @@ pub struct ListenLimits {
     pub half_open_per_address: usize,
     /// The same for all addresses together.
     pub half_open_max: usize,
-    /// Connections of one listener; more wait in the kernel's queue. etcd: the limit on descriptors − 150.
+    /// Connections of all listeners; more wait in the kernel's queue. etcd: the limit on descriptors − 150, for each.
     pub connections_max: usize,
+    /// Connections of one address; more are closed at once. It keeps one host, or one network of IPv6, from taking all
+    /// places, which it can do without a word that would give it away. Half of them is what no sound client needs, and
+    /// leaves a proxy or a NAT, which speaks for many, enough to serve them.
+    pub connections_per_address: usize,
 }
 
 impl Default for ListenLimits {
@@ -31,6 +35,7 @@ impl Default for ListenLimits {
             half_open_per_address: 512,
             half_open_max: 4096,
             connections_max: 65_536 - 150,
+            connections_per_address: (65_536 - 150) / 2,
         }
     }
 }
@@ -92,7 +97,7 @@ impl HalfOpen {
 }
 
 /// One host usually has a whole /64 of IPv6.
-fn network(address: IpAddr) -> IpAddr {
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::warn;
 
-/// Versions of client libraries that get a label of their own. The header is the client's to choose, and each new
+/// Versions of client libraries that get a label of their own, for each kind of call. The header is the client's to choose, and each new
 /// label is memory for good.
 const VERSIONS_MAX: usize = 32;
 

@@ -2,7 +2,7 @@
 //! one record, however many responses it carries. Large payloads are not copied: they go out at once, together with
 //! what had been collected before them.
 //!
-//! It also looks at the frames that come in, since HTTP/2's library answers PING by itself and tells nobody.
+//! What comes in passes by a [`FrameWatch`] on its way to the library.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::keepalive::PingWatch;
+use super::frames::FrameWatch;
 
 /// Collected bytes above which HTTP/2 has to wait for the socket.
 const HIGH_BYTES: usize = 64 * 1024;
@@ -38,17 +38,17 @@ struct Inner<S> {
     /// Something was written to `io` since its last flush.
     dirty: bool,
     reads: u64,
-    pings: PingWatch,
+    frames: FrameWatch,
 }
 
-pub(crate) fn cork<S>(io: S, pings: PingWatch) -> (CorkIo<S>, Cork<S>) {
+pub(crate) fn cork<S>(io: S, frames: FrameWatch) -> (CorkIo<S>, Cork<S>) {
     let inner = Arc::new(Mutex::new(Inner {
         io,
         out: BytesMut::new(),
         corked: false,
         dirty: false,
         reads: 0,
-        pings,
+        frames,
     }));
     (CorkIo(Arc::clone(&inner)), Cork(inner))
 }
@@ -69,9 +69,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Cork<S> {
         self.0.lock().reads
     }
 
-    /// Gives access to the record of the client's pings.
-    pub(crate) fn with_pings<T>(&self, look: impl FnOnce(&mut PingWatch) -> T) -> T {
-        look(&mut self.0.lock().pings)
+    /// Gives access to what is known of the client's frames.
+    pub(crate) fn with_frames<T>(&self, look: impl FnOnce(&mut FrameWatch) -> T) -> T {
+        look(&mut self.0.lock().frames)
     }
 
     /// Appends a last frame, for when the connection is given up anyway.
@@ -144,10 +144,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for CorkIo<S> {
         let mut inner = self.0.lock();
         let before = buf.filled().len();
         ready!(Pin::new(&mut inner.io).poll_read(cx, buf))?;
-        let read = &buf.filled()[before..];
+        let read = &mut buf.filled_mut()[before..];
         if !read.is_empty() {
             inner.reads += 1;
-            inner.pings.read(read);
+            inner.frames.read(read);
         }
         Poll::Ready(Ok(()))
     }

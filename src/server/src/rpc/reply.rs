@@ -34,6 +34,11 @@ pub trait ReplyBody: Send {
         self.len() == 0
     }
 
+    /// Bytes that it has in memory meanwhile, roughly. They count as waiting for the client.
+    fn held(&self) -> usize {
+        0
+    }
+
     /// The next piece, best between 16 and 256 KiB. Asked for only when the client has room for more. `None` after the
     /// last one. An error ends the call by a reset, since part of the message is already on its way.
     fn next(&mut self) -> PieceFuture<'_>;

@@ -19,8 +19,9 @@ use tokio::time::Sleep;
 
 pub use super::payload::Message;
 
-use super::connection::Conn;
+use super::connection::{Conn, HeaderCharge};
 use super::framing::MessageReader;
+use super::gzip::Encoding;
 use super::pace::Pace;
 use super::payload::{PREFIX_LEN, Payload};
 use super::unary::CallGuard;
@@ -32,7 +33,6 @@ pub(crate) const CHUNK_BYTES: usize = 64 * 1024;
 /// The messages that the client sends.
 pub struct Incoming {
     reader: MessageReader,
-    encoding: Option<String>,
     method: Method,
     conn: Arc<Conn>,
     received: u64,
@@ -52,7 +52,7 @@ impl Incoming {
                 "cardinality violation: received no request message from non-client-streaming RPC",
             )),
             Ok(None) => Ok(None),
-            Err(error) => Err(error.status(self.encoding.as_deref())),
+            Err(error) => Err(error.status()),
         }
     }
 }
@@ -96,7 +96,9 @@ impl Outgoing {
         while rest.has_remaining() {
             let room = self.room(rest.remaining()).await?;
             let piece = room.min(rest.remaining()).min(CHUNK_BYTES);
+            let mut unused = UnusedRoom(Some(&self.half));
             let lease = self.conn.lease(piece).await.ok_or(Error::CallerCanceled)?;
+            unused.0 = None;
             let part = rest.split_front(piece).leased(lease);
             self.half.send(part, rest.has_remaining())?;
             self.conn.note_sent();
@@ -106,7 +108,10 @@ impl Outgoing {
 
     /// Waits until the client has room for something. Lets a handler gather what to send as late as possible.
     pub async fn ready(&mut self) -> Result<(), Status> {
-        self.room(1).await.map(|_| ())
+        self.room(1).await?;
+        // Whoever sends first may have it: this handler might have nothing to say for long.
+        self.half.give_back_room();
+        Ok(())
     }
 
     /// A clock for an answer of several messages that keeps something readable until it is sent.
@@ -209,6 +214,13 @@ impl SendHalf {
         stream.send_data(part, false).map_err(|_| Error::CallerCanceled)
     }
 
+    /// Lets other calls have the room that was reserved for this one and is not used.
+    fn give_back_room(&self) {
+        if let Side::Body(stream) = &mut self.state.lock().side {
+            stream.reserve_capacity(0);
+        }
+    }
+
     /// Ready once the client has reset the call. Leaves HTTP/2's one waker alone while somebody waits for room.
     fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
@@ -249,16 +261,32 @@ impl SendHalf {
     }
 }
 
-/// Tells the task around the handler when a wait for room is given up, so that it watches for the reset again.
+/// When a wait for room is given up, gives the room back, and tells the task around the handler, so that it watches for
+/// the reset again.
 struct Waiting<'a>(&'a SendHalf);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
-        if std::mem::take(&mut state.room_wanted)
-            && let Some(owner) = &state.owner
-        {
+        if !std::mem::take(&mut state.room_wanted) {
+            return;
+        }
+        if let Side::Body(stream) = &mut state.side {
+            stream.reserve_capacity(0);
+        }
+        if let Some(owner) = &state.owner {
             owner.wake_by_ref();
+        }
+    }
+}
+
+/// Room that goes to other calls if the wait for the rest of what a message needs is given up.
+struct UnusedRoom<'a>(Option<&'a SendHalf>);
+
+impl Drop for UnusedRoom<'_> {
+    fn drop(&mut self) {
+        if let Some(half) = self.0 {
+            half.give_back_room();
         }
     }
 }
@@ -297,12 +325,17 @@ pub(crate) async fn serve<A: Api>(
     call: CallContext,
     body: RecvStream,
     respond: SendResponse<Payload>,
+    _headers: HeaderCharge,
 ) {
     let guard = CallGuard::start(&conn, method, &call);
     let half = Arc::new(SendHalf::new(respond));
     let incoming = Incoming {
-        reader: MessageReader::new(body, conn.read_limits.clone()),
-        encoding: super::unary::encoding(&call),
+        reader: MessageReader::new(
+            body,
+            Arc::clone(&conn.read_limits),
+            Encoding::of(call.metadata()),
+            method.kind() == Kind::ServerStream,
+        ),
         method,
         conn: Arc::clone(&conn),
         received: 0,

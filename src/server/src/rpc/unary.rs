@@ -15,16 +15,20 @@ use http::StatusCode;
 use quorate_api::{Code, Error, Status};
 use tokio::time::Sleep;
 
-use super::connection::Conn;
+use super::connection::{Conn, HeaderCharge};
 use super::framing::{MessageReader, ReadError};
+use super::gzip::Encoding;
 use super::pace::Pace;
 use super::payload::Payload;
 use super::reply::{Reply, ReplyBody};
 use super::stream::{CHUNK_BYTES, Gone, poll_room};
 use super::{Api, CallContext, Method, trailers};
 
-/// Replies up to this size are handed to HTTP/2 in one go, whatever the client's window: the lease bounds them.
+/// Replies up to this size are handed to HTTP/2 in one go when there is room for them.
 const SMALL_BYTES: usize = 16 * 1024;
+
+/// What a body counts for while it waits, at the least: its call, and what it keeps for finding its bytes.
+const BODY_BYTES: usize = 16 * 1024;
 
 /// Reports a call to the observer, exactly once, however it ends.
 pub(crate) struct CallGuard {
@@ -52,16 +56,13 @@ impl CallGuard {
 
 impl Drop for CallGuard {
     fn drop(&mut self) {
+        if self.code == Code::Canceled {
+            self.conn.resets.note();
+        }
         self.conn
             .observer
             .handled(self.method, self.code, self.started.elapsed());
     }
-}
-
-/// What the call's `grpc-encoding` header says. Only identity is understood, but messages may still come uncompressed.
-pub(crate) fn encoding(call: &CallContext) -> Option<String> {
-    let value = call.metadata().get("grpc-encoding")?;
-    Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
 enum Outcome {
@@ -77,15 +78,17 @@ pub(crate) async fn serve<A: Api>(
     call: CallContext,
     body: RecvStream,
     mut respond: SendResponse<Payload>,
+    _headers: HeaderCharge,
 ) {
     let guard = CallGuard::start(&conn, method, &call);
     let outcome = {
         let mut work = pin!(async {
-            let mut reader = MessageReader::new(body, conn.read_limits.clone());
+            let encoding = Encoding::of(call.metadata());
+            let mut reader = MessageReader::new(body, Arc::clone(&conn.read_limits), encoding, true);
             let message = match std::future::poll_fn(|cx| reader.poll_message(cx)).await {
                 Ok(Some(message)) => message,
                 Ok(None) => return Err(Status::new(Code::Unknown, "EOF")),
-                Err(error) => return Err(read_status(&error, &call)),
+                Err(error) => return Err(read_status(&error)),
             };
             conn.observer.received(method, message.len());
             api.unary(method, &call, message).await
@@ -129,11 +132,11 @@ pub(crate) async fn serve<A: Api>(
 }
 
 /// Go's library reports a short request of a unary call by these texts and codes, unlike one of a stream.
-fn read_status(error: &ReadError, call: &CallContext) -> Status {
+fn read_status(error: &ReadError) -> Status {
     match error {
         ReadError::TruncatedPrefix => Status::new(Code::Unknown, "EOF"),
         ReadError::Truncated => Status::new(Code::Unknown, "unexpected EOF"),
-        other => other.status(encoding(call).as_deref()),
+        other => other.status(),
     }
 }
 
@@ -187,28 +190,25 @@ async fn write(
             return status.code;
         }
     };
-    let payload = match payload {
-        Ok(payload) if payload.remaining() <= SMALL_BYTES => match conn.try_lease(payload.remaining()) {
-            // The usual case: nothing to wait for.
-            Some(lease) => {
-                let payload = payload.leased(lease);
-                return match send_whole(respond, payload) {
-                    Ok(()) => {
-                        conn.note_sent();
-                        conn.observer.sent(method, 1, len);
-                        Code::Ok
-                    }
-                    Err(Gone) => Code::Canceled,
-                };
-            }
-            None => Ok(payload),
-        },
-        other => other,
-    };
     let Ok(mut stream) = respond.send_response(trailers::head(), false) else {
         return Code::Canceled;
     };
     conn.note_sent();
+    let payload = match payload {
+        Ok(payload) => match send_at_once(conn, &mut stream, payload) {
+            // The usual case: nothing to wait for.
+            Ok(None) => {
+                conn.observer.sent(method, 1, len);
+                return match stream.send_trailers(trailers::ok()) {
+                    Ok(()) => Code::Ok,
+                    Err(_) => Code::Canceled,
+                };
+            }
+            Ok(Some(payload)) => Ok(payload),
+            Err(Gone) => return Code::Canceled,
+        },
+        Err(body) => Err(body),
+    };
     let sending = async {
         match payload {
             Ok(payload) => {
@@ -216,7 +216,10 @@ async fn write(
                 send_pieces(conn, &mut stream, payload).await
             }
             // A body's bytes are not there before they are asked for.
-            Err(body) => send_body(conn, &mut stream, body).await,
+            Err(body) => {
+                let _blocked = Blocked::new(conn, body.held().max(BODY_BYTES));
+                send_body(conn, &mut stream, body).await
+            }
         }
     };
     let sent = match call.deadline {
@@ -245,10 +248,25 @@ async fn write(
     }
 }
 
-fn send_whole(respond: &mut SendResponse<Payload>, payload: Payload) -> Result<(), Gone> {
-    let mut stream = respond.send_response(trailers::head(), false).map_err(|_| Gone)?;
-    stream.send_data(payload, false).map_err(|_| Gone)?;
-    stream.send_trailers(trailers::ok()).map_err(|_| Gone)
+/// Hands over a small payload if the client and the connection have room for all of it now; otherwise gives it back.
+///
+/// The client's window comes first and the lease second, here and wherever replies are sent: what holds a lease then
+/// never waits for the client, so leases come back as the socket drains. The other way round, replies without window
+/// would hold the leases for which replies with window wait, and neither would move again.
+fn send_at_once(conn: &Conn, stream: &mut SendStream<Payload>, payload: Payload) -> Result<Option<Payload>, Gone> {
+    let len = payload.remaining();
+    if len > SMALL_BYTES {
+        return Ok(Some(payload));
+    }
+    stream.reserve_capacity(len);
+    if stream.capacity() < len {
+        return Ok(Some(payload));
+    }
+    let Some(lease) = conn.try_lease(len) else {
+        return Ok(Some(payload));
+    };
+    stream.send_data(payload.leased(lease), false).map_err(|_| Gone)?;
+    Ok(None)
 }
 
 pub(crate) enum SendError {
@@ -264,6 +282,7 @@ impl From<Gone> for SendError {
     }
 }
 
+/// Sends a payload as fast as the client and the connection have room for it. See [`send_at_once`] for the order.
 pub(crate) async fn send_pieces(
     conn: &Conn,
     stream: &mut SendStream<Payload>,
@@ -310,8 +329,9 @@ async fn send_piece(
     total: usize,
     left: usize,
 ) -> Result<usize, SendError> {
-    // Ask for a piece only once the client can take some of it.
+    // Ask for a piece only once the client can take some of it, and let others have the room until it is there.
     std::future::poll_fn(|cx| poll_room(stream, cx, 1)).await?;
+    stream.reserve_capacity(0);
     let _producing = conn.bodies.acquire().await.map_err(|_| Gone)?;
     let piece = match body.next().await {
         // An empty one would be taken for the first again.

@@ -168,13 +168,83 @@ async fn a_stalled_stream_does_not_stall_its_neighbours() {
     assert_eq!(answer.trailers["grpc-status"], "0");
 }
 
-/// C6: partial request messages share a budget.
+/// All answers are read at once, over windows of 64 KiB: more of them than there is window, and more than the leases of a
+/// connection, so that those which have the one and wait for the other must not stand in each other's way.
+#[tokio::test]
+async fn many_answers_share_a_small_window() {
+    let edge = start();
+    let client = h2(edge.addr).await;
+    let read = async |path: &str, ask: &str, len: usize| {
+        let answer = try_send(&client, request(path), frame(ask.as_bytes())).await.unwrap();
+        assert_eq!(answer.trailers["grpc-status"], "0");
+        assert_eq!(answer.data.len(), len);
+    };
+    for _ in 0..3 {
+        soon(futures_util::future::join_all(
+            (0..300).map(|_| read(RANGE, "m16000", 16_005)),
+        ))
+        .await;
+    }
+    let mixed = (0..300).map(async |n| match n % 30 {
+        7 => read(RANGE, "m1000000", 1_000_005).await,
+        8 => read(RANGE, "b1000000", 1_000_005).await,
+        9 => read(SNAPSHOT, "20 60000", 20 * 60_005).await,
+        _ => read(RANGE, "m16000", 16_005).await,
+    });
+    soon(futures_util::future::join_all(mixed)).await;
+}
+
+/// E2: what finds the bytes of a body takes memory as well, so calls are not started while many bodies wait.
+#[tokio::test]
+async fn unread_bodies_hold_back_further_calls() {
+    let edge = start();
+    let client = h2(edge.addr).await;
+    let answers = unread(&client, 1000, b"b100000").await;
+    let started = settled(|| edge.seen.started.load(Ordering::SeqCst)).await;
+    assert!((2..=40).contains(&started), "{started} of 1000 calls started");
+    let reading = answers
+        .into_iter()
+        .map(|response| async { collect(response.await.unwrap()).await.unwrap() });
+    for answer in soon(futures_util::future::join_all(reading)).await {
+        assert_eq!(answer.message().len(), 100_000);
+    }
+}
+
+/// Calls whose headers take more than a connection may are refused, and counted no more once they end.
+#[tokio::test]
+async fn headers_of_open_calls_are_bounded() {
+    let edge = start();
+    let client = h2(edge.addr).await;
+    let large = vec![b'x'; 40_000];
+    let mut open = Vec::new();
+    for n in 0..300 {
+        // No two alike, since equal ones could stand for each other.
+        let token = [&large[..], format!("{n}").as_bytes()].concat();
+        let mut ready = client.clone().ready().await.unwrap();
+        let call = with_header(request(PUT), "token", &token);
+        let (response, mut stream) = ready.send_request(call, false).unwrap();
+        stream.send_data(frame(b"h"), true).unwrap();
+        open.push((response, stream));
+    }
+    let started = settled(|| edge.seen.started.load(Ordering::SeqCst)).await;
+    assert!((150..=220).contains(&started), "{started} of 300 calls started");
+    let (last, _stream) = open.pop().unwrap();
+    let answer = soon(async { collect(last.await.unwrap()).await.unwrap() }).await;
+    let text = "too many calls at a time on this connection, try again later";
+    assert_eq!(answer.status(), (8, text.into()));
+    drop(open);
+    until("the calls to end", || edge.seen.running.load(Ordering::SeqCst) == 0).await;
+    let answer = send(&client, with_header(request(PUT), "token", &large), frame(b"ex")).await;
+    assert_eq!(&answer.message()[..], b"x");
+}
+
+/// C6: partial request messages share a budget. Who finds none left waits for it.
 #[tokio::test]
 async fn partial_messages_are_bounded() {
     let setup = Setup {
         rpc: Limits {
             partial_bytes_max: 3_000_000,
-            message_deadline: std::time::Duration::from_millis(300),
+            message_deadline: std::time::Duration::from_millis(1000),
             ..Limits::default()
         },
         ..Setup::default()
@@ -188,16 +258,86 @@ async fn partial_messages_are_bounded() {
         stream.send_data(Bytes::from_static(b"\0\0\x10\0\0e"), false).unwrap();
         (response, stream)
     };
-    let held = [announce().await, announce().await];
+    let mut held = vec![announce().await, announce().await];
     until("both to be read", || edge.seen.started.load(Ordering::SeqCst) == 2).await;
-    let (third, _stream) = announce().await;
-    let answer = soon(async { collect(third.await.unwrap()).await.unwrap() }).await;
-    assert_eq!(answer.status().0, 8);
+    let large = vec![b'e'; 1_000_000];
+    let third = try_send(&client, request(PUT), frame(&large));
+    let mut third = std::pin::pin!(third);
+    let early = tokio::time::timeout(std::time::Duration::from_millis(200), &mut third).await;
+    assert!(early.is_err(), "there is no memory for it");
+    // One that is given up makes room.
+    drop(held.pop());
+    assert_eq!(soon(third).await.unwrap().message().len(), 999_999);
     // Who does not go on is cut off, and its share is free again.
     for (response, _stream) in held {
         let answer = soon(async { collect(response.await.unwrap()).await.unwrap() }).await;
         assert_eq!(answer.status(), (4, "context deadline exceeded".into()));
     }
-    let large = vec![b'e'; 1_000_000];
-    assert_eq!(call(&client, PUT, &large).await.message().len(), 999_999);
+    let larger = vec![b'e'; 2_000_000];
+    assert_eq!(call(&client, PUT, &larger).await.message().len(), 1_999_999);
+}
+
+/// More than the share of a connection at once: those that wait leave the others window enough to get on.
+#[tokio::test]
+async fn a_burst_of_large_requests_is_served() {
+    let edge = start();
+    let client = h2(edge.addr).await;
+    let large = frame(&vec![b'f'; 1_000_000]);
+    let burst = (0..100).map(|_| try_send(&client, request("/etcdserverpb.KV/DeleteRange"), large.clone()));
+    for answer in soon(futures_util::future::join_all(burst)).await {
+        // The toy fails with the text that it got.
+        assert_eq!(answer.unwrap().status().0, 2);
+    }
+}
+
+/// A call with one message waits for it no longer than for the rest of one that has begun. A stream may be silent.
+#[tokio::test]
+async fn a_message_that_never_comes_is_not_waited_for() {
+    let setup = Setup {
+        rpc: Limits {
+            message_deadline: std::time::Duration::from_millis(200),
+            ..Limits::default()
+        },
+        ..Setup::default()
+    };
+    let edge = setup.start();
+    let client = h2(edge.addr).await;
+    let open = async |path: &str| {
+        let mut ready = client.clone().ready().await.unwrap();
+        ready.send_request(request(path), false).unwrap()
+    };
+    let (watch, mut watching) = open(WATCH).await;
+    for path in [PUT, SNAPSHOT] {
+        let (response, _stream) = open(path).await;
+        let answer = soon(async { collect(response.await.unwrap()).await.unwrap() }).await;
+        assert_eq!(answer.status(), (4, "context deadline exceeded".into()), "{path}");
+    }
+    watching.send_data(frame(b"still here"), true).unwrap();
+    let answer = soon(async { collect(watch.await.unwrap()).await.unwrap() }).await;
+    assert_eq!(answer.data, frame(b"still here"));
+}
+
+/// Requests on HTTP/2 that are no gRPC: few at a time, since an answer is whole in memory until it is sent.
+#[tokio::test]
+async fn unread_http_answers_are_bounded() {
+    let ca = crate::certificates::Authority::new();
+    let mut setup = Setup {
+        schemes: vec!["https"],
+        tls: Some(ca.server_tls()),
+        ..Setup::default()
+    };
+    setup.rpc.stall_deadline = std::time::Duration::from_secs(3);
+    let edge = setup.start();
+    let client = ca.h2(edge.addr).await;
+    let mut answers = Vec::new();
+    for _ in 0..100 {
+        let mut ready = client.clone().ready().await.unwrap();
+        let get = http::Request::get("https://edge/large").body(()).unwrap();
+        answers.push(ready.send_request(get, true).unwrap().0);
+    }
+    let started = settled(|| edge.seen.started.load(Ordering::SeqCst)).await;
+    assert!((2..=10).contains(&started), "{started} of 100 requests are served");
+    // Those that nobody reads end, and let the others have their turn.
+    until("more to be served", || edge.seen.started.load(Ordering::SeqCst) > 12).await;
+    drop(answers);
 }

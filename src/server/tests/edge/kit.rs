@@ -322,7 +322,7 @@ impl Setup {
         let rpc = Rpc::new(Arc::new(Toy(Arc::clone(&seen))), Arc::clone(&seen) as _, self.rpc);
         let http = self
             .http
-            .then(|| HttpService::client(ops(&node), more(), self.cors, self.hosts, 64 * 1024));
+            .then(|| HttpService::client(ops(&node), more(&seen), self.cors, self.hosts, 64 * 1024));
         let server = Server::new(self.listen);
         server.serve(binding, Service::client(rpc, http, self.tls, self.gate));
         Edge {
@@ -334,9 +334,16 @@ impl Setup {
     }
 }
 
-/// A route that reads its body, as the gateway's do.
-fn more() -> axum::Router {
-    axum::Router::new().route("/echo", axum::routing::post(|body: Bytes| async move { body }))
+/// A route that reads its body, as the gateway's do, and one with a large answer that counts how often it is asked.
+fn more(seen: &Arc<Seen>) -> axum::Router {
+    let seen = Arc::clone(seen);
+    let large = async move || {
+        seen.started.fetch_add(1, Ordering::SeqCst);
+        vec![b'x'; 60_000]
+    };
+    axum::Router::new()
+        .route("/echo", axum::routing::post(|body: Bytes| async move { body }))
+        .route("/large", axum::routing::get(large))
 }
 
 pub fn start() -> Edge {
@@ -375,7 +382,10 @@ pub async fn h2_with(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, b
 }
 
 pub async fn h2(addr: SocketAddr) -> H2 {
-    h2_over(TcpStream::connect(addr).await.unwrap()).await
+    let io = TcpStream::connect(addr).await.unwrap();
+    // As all gRPC clients do; otherwise each window that a long request fills costs a delayed acknowledgement.
+    io.set_nodelay(true).unwrap();
+    h2_over(io).await
 }
 
 pub fn request(path: &str) -> Request<()> {

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use quorate_server::listen::{Gate, ListenLimits};
+use quorate_server::http::HttpService;
+use quorate_server::listen::{Gate, ListenLimits, Service, bind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -173,6 +174,74 @@ async fn pre_auth_limits_hold() {
     served.pop();
     let (answer, closed) = read_until_closed(&mut fourth, Duration::from_secs(10)).await;
     assert!(closed && answer.starts_with(b"HTTP/1.1 200"));
+}
+
+/// C6: connections are counted over all ports, since they share the process's descriptors.
+#[tokio::test]
+async fn all_ports_share_the_places_for_connections() {
+    let setup = Setup {
+        listen: ListenLimits {
+            connections_max: 2,
+            ..ListenLimits::default()
+        },
+        ..Setup::default()
+    };
+    let edge = setup.start();
+    let second = bind(&["http://127.0.0.1:0".parse().unwrap()], Default::default())
+        .unwrap()
+        .remove(0);
+    let second_addr = second.local_addr().unwrap();
+    let http = HttpService::metrics(ops(&edge.node));
+    edge.server.serve(second, Service::metrics(http, None));
+    let mut served = Vec::new();
+    for _ in 0..2 {
+        let client = h2(edge.addr).await;
+        call(&client, PUT, b"ex").await;
+        served.push(client);
+    }
+    let mut third = TcpStream::connect(second_addr).await.unwrap();
+    third
+        .write_all(b"GET /livez HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let (answer, closed) = read_until_closed(&mut third, Duration::from_millis(300)).await;
+    assert!(answer.is_empty() && !closed);
+    served.pop();
+    let (answer, closed) = read_until_closed(&mut third, Duration::from_secs(10)).await;
+    assert!(closed && answer.starts_with(b"HTTP/1.1 200"));
+}
+
+/// C6
+#[tokio::test]
+async fn one_address_does_not_get_all_places() {
+    let setup = Setup {
+        listen: ListenLimits {
+            connections_per_address: 2,
+            ..ListenLimits::default()
+        },
+        ..Setup::default()
+    };
+    let edge = setup.start();
+    let mut served = Vec::new();
+    for _ in 0..2 {
+        let client = h2(edge.addr).await;
+        call(&client, PUT, b"ex").await;
+        served.push(client);
+    }
+    let mut third = TcpStream::connect(edge.addr).await.unwrap();
+    let (answer, closed) = read_until_closed(&mut third, Duration::from_secs(10)).await;
+    assert!(closed && answer.is_empty());
+    // The others are as good as before, and who leaves makes room.
+    assert_eq!(&call(&served[0], PUT, b"ex").await.message()[..], b"x");
+    served.pop();
+    let ask = b"GET /livez HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n";
+    soon(async {
+        while !raw(edge.addr, ask, Duration::from_secs(5))
+            .await
+            .starts_with(b"HTTP/1.1 200")
+        {}
+    })
+    .await;
 }
 
 #[tokio::test]

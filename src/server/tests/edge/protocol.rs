@@ -113,20 +113,87 @@ async fn bad_input_gets_etcds_error() {
     assert_eq!(status(PUT, b"\0\0\0\0\x02ea\0\0\0\0\x02eb").await, (0, String::new()));
 }
 
+/// A message that is compressed by gzip, with its prefix.
+fn gzip(message: &[u8]) -> Bytes {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(message).unwrap();
+    let packed = encoder.finish().unwrap();
+    let mut out = frame(&packed).to_vec();
+    out[0] = 1;
+    out.into()
+}
+
 #[tokio::test]
-async fn compressed_requests_are_refused_and_plain_ones_pass() {
+async fn requests_may_be_compressed_by_gzip() {
     let edge = start();
     let client = h2(edge.addr).await;
-    let gzip = || with_header(request(PUT), "grpc-encoding", b"gzip");
-    let answer = send(&client, gzip(), Bytes::from_static(b"\x01\0\0\0\x01e")).await;
+    let gzipped = |path: &str| with_header(request(path), "grpc-encoding", b"gzip");
+    assert_eq!(
+        &send(&client, gzipped(PUT), gzip(b"epacked")).await.message()[..],
+        b"packed"
+    );
+    assert_eq!(
+        &send(&client, gzipped(PUT), frame(b"eplain")).await.message()[..],
+        b"plain"
+    );
+    // In several frames, as noise does not pack.
+    let mut noise = vec![b'e'; 1_000_000];
+    rand::RngCore::fill_bytes(&mut rand::rng(), &mut noise[1..]);
+    assert_eq!(send(&client, gzipped(PUT), gzip(&noise)).await.message(), noise[1..]);
+    let two = Bytes::from([gzip(b"one"), frame(b"two")].concat());
+    let answer = send(&client, gzipped(WATCH), two).await;
+    assert_eq!(answer.data, [frame(b"one"), frame(b"two")].concat());
+
+    let bomb = gzip(&vec![0; 2_097_153]);
+    assert!(bomb.len() < 10_000);
+    let too_large = "grpc: received message after decompression larger than max 2097152";
+    let answer = send(&client, gzipped(PUT), bomb.clone()).await;
+    assert_eq!(answer.status(), (8, too_large.into()));
+    let answer = send(&client, gzipped(WATCH), bomb).await;
+    assert_eq!(answer.status(), (8, too_large.into()));
+    let answer = send(&client, gzipped(PUT), Bytes::from_static(b"\x01\0\0\0\x0bno gzip, no")).await;
+    assert_eq!(
+        answer.status(),
+        (
+            13,
+            "grpc: failed to decompress the message: gzip: invalid header".into()
+        )
+    );
+}
+
+/// Many small messages that are large inside, at once: they have to wait for each other, and all are served.
+#[tokio::test]
+async fn inflated_messages_share_memory() {
+    let edge = start();
+    let client = h2(edge.addr).await;
+    let small = gzip(b"w5");
+    let gzipped = || with_header(request(PUT), "grpc-encoding", b"gzip");
+    let calls = (0..300).map(|_| try_send(&client, gzipped(), small.clone()));
+    for answer in soon(futures_util::future::join_all(calls)).await {
+        assert_eq!(&answer.unwrap().message()[..], b"waited");
+    }
+    let large = gzip(&vec![b'f'; 2_000_000]);
+    let calls = (0..100).map(|_| try_send(&client, gzipped(), large.clone()));
+    for answer in soon(futures_util::future::join_all(calls)).await {
+        assert_eq!(answer.unwrap().status().0, 2);
+    }
+}
+
+#[tokio::test]
+async fn other_compressions_are_refused_and_plain_messages_pass() {
+    let edge = start();
+    let client = h2(edge.addr).await;
+    let snappy = || with_header(request(PUT), "grpc-encoding", b"snappy");
+    let answer = send(&client, snappy(), Bytes::from_static(b"\x01\0\0\0\x01e")).await;
     assert_eq!(
         answer.status(),
         (
             12,
-            "grpc: Decompressor is not installed for grpc-encoding \"gzip\"".into()
+            "grpc: Decompressor is not installed for grpc-encoding \"snappy\"".into()
         )
     );
-    assert_eq!(&send(&client, gzip(), frame(b"eplain")).await.message()[..], b"plain");
+    assert_eq!(&send(&client, snappy(), frame(b"eplain")).await.message()[..], b"plain");
 }
 
 #[tokio::test]

@@ -119,6 +119,14 @@ impl ReplyBody for Parts {
         self.len
     }
 
+    fn held(&self) -> usize {
+        let held = |part: &Part| match part {
+            Part::Bytes(bytes) => bytes.len(),
+            Part::Pairs(answer, _) => answer.memory(),
+        };
+        self.parts.iter().map(held).sum()
+    }
+
     fn next(&mut self) -> PieceFuture<'_> {
         Box::pin(async { self.piece().await.transpose() })
     }
