@@ -319,9 +319,12 @@ fn a_new_log_leaves_old_spares_alone() {
     for path in disk.paths().iter().filter(|path| !is_spare(path)) {
         disk.remove(path).unwrap();
     }
+    let recycled = || disk.renames().iter().filter(|(from, _)| is_spare(&from)).count();
+    let before = recycled();
     let (wal, found) = open(&disk).unwrap();
     assert_eq!(found.last, None);
     assert_eq!(disk.paths().iter().filter(is_spare).count(), 0);
+    assert_eq!(recycled(), before, "it was removed, not put to use");
     drop(wal);
     // Nor does the power bring it back.
     disk.power_loss(Tear::Lose);

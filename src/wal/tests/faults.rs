@@ -585,7 +585,7 @@ fn what_is_queued_counts_as_written() {
         ..options()
     };
     let (wal, _) = Wal::open(options, Arc::new(disk.clone())).unwrap();
-    let before = wal.writable_bytes();
+    let (before, blank) = (wal.writable_bytes(), disk.contents(&segment(1)).unwrap());
     disk.hold_syncs(true);
     let (tell, told) = mpsc::channel();
     for i in 0..5 {
@@ -594,6 +594,10 @@ fn what_is_queued_counts_as_written() {
             vec![entry(1, i, 1000)],
             Box::new(move |outcome| tell.send(outcome).unwrap()),
         );
+        if i == 0 {
+            // This one is on its way to the disk, the others wait.
+            until("the batch is written", || disk.contents(&segment(1)).unwrap() != blank);
+        }
         let most = before - 1000 * (i + 1);
         assert!(
             wal.writable_bytes() <= most,
