@@ -8,11 +8,11 @@ use futures_util::{Stream, stream};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::vote::leader_id_std::LeaderId;
-use openraft::{OptionalSend, RaftLogReader};
+use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use quorate_wal::{LogPos, Wal};
 use std::fmt::Debug;
 use std::io;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, Range, RangeBounds};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
@@ -43,7 +43,7 @@ impl LogStore {
     }
 
     /// Entries of `range`, up to about `max_bytes` of them but at least one if there is one.
-    fn read(&self, range: std::ops::Range<u64>, max_bytes: usize) -> io::Result<Vec<Entry>> {
+    fn read(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<Entry>> {
         if range.is_empty() {
             return Ok(Vec::new());
         }
@@ -55,21 +55,63 @@ impl LogStore {
             .collect()
     }
 
-    fn bounds(&self, range: &impl RangeBounds<u64>) -> std::ops::Range<u64> {
-        let start = match range.start_bound() {
-            Bound::Included(at) => *at,
-            Bound::Excluded(at) => at + 1,
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(at) => at + 1,
-            Bound::Excluded(at) => *at,
-            Bound::Unbounded => u64::MAX,
-        };
+    /// What the log has of `range`: openraft lets a read leave out what was purged at its start, and what was not
+    /// appended yet at its end.
+    fn bounds(&self, range: &impl RangeBounds<u64>) -> Range<u64> {
+        let asked = Asked::new(range);
+        let held = self.held();
+        asked.start.unwrap_or(0).max(held.start)..asked.end.min(held.end)
+    }
+
+    /// The entries that the log has now, in openraft's count.
+    fn held(&self) -> Range<u64> {
         // In the log's count from 1, `pos.index` is one more than openraft's index: the next after a purged one, and the
         // exclusive end of what is there.
         let (purged, last) = self.wal.state();
-        start.max(purged.map_or(0, |pos| pos.index))..end.min(last.map_or(0, |pos| pos.index))
+        purged.map_or(0, |pos| pos.index)..last.map_or(0, |pos| pos.index)
+    }
+
+    /// What a stream of `range` yields: from its very start, wherever the log starts, to the end of the log or of the
+    /// range. Up to the committed position the log has everything, so an end before that is none.
+    fn whole(&self, range: &impl RangeBounds<u64>) -> Range<u64> {
+        let asked = Asked::new(range);
+        let held = self.held();
+        let committed = self.wal.committed().map_or(0, |pos| pos.index);
+        asked.start.unwrap_or(held.start)..asked.end.min(held.end.max(committed))
+    }
+}
+
+/// The bounds of a range, which openraft may leave open at either side.
+struct Asked {
+    start: Option<u64>,
+    end: u64,
+}
+
+impl Asked {
+    fn new(range: &impl RangeBounds<u64>) -> Self {
+        Self {
+            start: match range.start_bound() {
+                Bound::Included(at) => Some(*at),
+                Bound::Excluded(at) => Some(at.saturating_add(1)),
+                Bound::Unbounded => None,
+            },
+            end: match range.end_bound() {
+                Bound::Included(at) => at.saturating_add(1),
+                Bound::Excluded(at) => *at,
+                Bound::Unbounded => u64::MAX,
+            },
+        }
+    }
+}
+
+/// Checks that `entries` begin with `start`: a gap must not pass for the start of what was asked for.
+fn from_start(entries: Vec<Entry>, start: u64) -> io::Result<Vec<Entry>> {
+    match entries.first().map(RaftEntry::index) {
+        Some(first) if first == start => Ok(entries),
+        found => {
+            let found = found.map_or("none after it".to_owned(), |first| format!("entry {first} next"));
+            Err(io::Error::other(format!("the log has no entry {start}, and {found}")))
+        }
     }
 }
 
@@ -78,13 +120,19 @@ impl RaftLogReader<TypeConfig> for LogStore {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        let range = self.bounds(&range);
+        let range = self.whole(&range);
         let pieces = (self.clone(), range, Vec::new().into_iter());
         Box::pin(stream::unfold(pieces, |(store, mut range, mut piece)| async move {
             if let Some(entry) = piece.next() {
                 return Some((Ok(entry), (store, range, piece)));
             }
-            match store.read(range.clone(), READ_BYTES) {
+            if range.is_empty() {
+                return None;
+            }
+            // Whoever applies these takes the end of the stream for the end of the range, so each piece has to go on
+            // where the one before it ended, up to there.
+            let read = store.read(range.clone(), READ_BYTES);
+            match read.and_then(|entries| from_start(entries, range.start)) {
                 Ok(entries) => {
                     range.start = entries.last().map_or(range.end, |entry| entry.index() + 1);
                     let mut piece = entries.into_iter();
@@ -111,7 +159,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        self.read(self.bounds(&(start..end)), READ_BYTES)
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        // What is sent to a follower continues what it has.
+        from_start(self.read(self.bounds(&(start..end)), READ_BYTES)?, start)
     }
 }
 
@@ -153,19 +205,25 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        // Elections and changes of membership go on when the disk is full: they may be what makes room.
+        let mut reserved = true;
         let entries: Vec<_> = entries
             .into_iter()
-            .map(|entry| quorate_wal::Entry {
-                pos: to_pos(entry.log_id()),
-                payload: batch::encode(&entry.payload),
+            .map(|entry| {
+                reserved &= !matches!(entry.payload, EntryPayload::Normal(_));
+                quorate_wal::Entry {
+                    pos: to_pos(entry.log_id()),
+                    payload: batch::encode(&entry.payload),
+                }
             })
             .collect();
         let bytes: usize = entries.iter().map(|entry| entry.payload.len()).sum();
         self.appended.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.wal.append(
-            entries,
-            Box::new(move |result| callback.io_completed(result.map_err(other))),
-        );
+        let done = Box::new(move |result: Result<(), _>| callback.io_completed(result.map_err(other)));
+        match reserved {
+            true => self.wal.append_reserved(entries, done),
+            false => self.wal.append(entries, done),
+        }
         Ok(())
     }
 
@@ -243,4 +301,95 @@ fn decode_vote(mut raw: Bytes) -> io::Result<Vote> {
         leader_id,
         committed: raw.get_u8() != 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt;
+    use quorate_wal::RealDisk;
+    use std::sync::mpsc;
+    use tempfile::TempDir;
+
+    /// A log of the entries 0 to 9, as openraft counts them.
+    fn store() -> (TempDir, LogStore) {
+        let dir = tempfile::tempdir().unwrap();
+        let options = quorate_wal::Options {
+            segment_bytes: 64 << 10,
+            ..quorate_wal::Options::new(dir.path())
+        };
+        let (wal, _) = Wal::open(options, Arc::new(RealDisk)).unwrap();
+        let store = LogStore::new(wal);
+        append(&store, 0..10, 1);
+        (dir, store)
+    }
+
+    fn append(store: &LogStore, range: Range<u64>, bytes: usize) {
+        let entries = range.map(|index| quorate_wal::Entry {
+            pos: to_pos(log_id(1, index)),
+            payload: match bytes {
+                1 => batch::encode(&EntryPayload::Blank),
+                _ => vec![1; bytes].into(), // begins as a batch does
+            },
+        });
+        finish(|done| store.wal.append(entries.collect(), done));
+    }
+
+    fn finish(call: impl FnOnce(quorate_wal::Done)) {
+        let (tell, told) = mpsc::channel();
+        call(Box::new(move |outcome| tell.send(outcome).unwrap()));
+        told.recv().unwrap().unwrap();
+    }
+
+    async fn read(store: &LogStore, range: impl RangeBounds<u64> + Clone + Debug + Send) -> (Vec<u64>, bool) {
+        let found: Vec<_> = store.clone().entries_stream(range).await.collect().await;
+        let whole = found.iter().all(Result::is_ok);
+        (found.into_iter().flatten().map(|entry| entry.index()).collect(), whole)
+    }
+
+    fn indexes(range: Range<u64>, whole: bool) -> (Vec<u64>, bool) {
+        (range.collect(), whole)
+    }
+
+    /// B41: entries that are to be applied must not be passed over because they were purged.
+    #[tokio::test]
+    async fn a_stream_that_starts_below_the_log_is_an_error() {
+        let (_dir, mut store) = store();
+        finish(|done| store.wal.purge(to_pos(log_id(1, 3)), done));
+        assert_eq!(read(&store, 3..7).await, indexes(0..0, false));
+        assert_eq!(read(&store, 0..2).await, indexes(0..0, false));
+        assert_eq!(read(&store, 4..7).await, indexes(4..7, true));
+        assert_eq!(read(&store, ..7).await, indexes(4..7, true));
+        assert_eq!(read(&store, ..).await, indexes(4..10, true));
+        assert_eq!(read(&store, 8..).await, indexes(8..10, true));
+        assert_eq!(read(&store, 5..5).await, indexes(0..0, true));
+        assert!(store.limited_get_log_entries(2, 8).await.is_err());
+        assert_eq!(store.limited_get_log_entries(4, 8).await.unwrap().len(), 4);
+        assert_eq!(store.limited_get_log_entries(4, 4).await.unwrap().len(), 0);
+        // This one openraft wants lenient.
+        assert_eq!(store.try_get_log_entries(2..20).await.unwrap().len(), 6);
+    }
+
+    /// B41: nor may they be missing at the end, once they are committed.
+    #[tokio::test]
+    async fn a_stream_that_ends_below_what_is_committed_is_an_error() {
+        let (_dir, store) = store();
+        assert_eq!(read(&store, 8..20).await, indexes(8..10, true), "not appended yet");
+        store.wal.save_committed(to_pos(log_id(1, 12)));
+        assert_eq!(read(&store, 8..13).await, indexes(8..10, false));
+        assert_eq!(read(&store, 8..10).await, indexes(8..10, true));
+    }
+
+    #[tokio::test]
+    async fn entries_that_go_while_they_are_streamed_are_an_error() {
+        let (_dir, store) = store();
+        append(&store, 10..13, READ_BYTES / 2);
+        let mut reader = store.clone();
+        let mut stream = Box::pin(reader.entries_stream(0..13).await);
+        assert_eq!(stream.next().await.unwrap().unwrap().index(), 0);
+        finish(|done| store.wal.purge(to_pos(log_id(1, 12)), done));
+        let rest: Vec<_> = stream.collect().await;
+        assert!(rest.last().unwrap().is_err());
+        assert!(rest.len() < 13);
+    }
 }

@@ -264,7 +264,7 @@ fn start_member(
             identity.cluster
         ));
     }
-    let wal = open_wal(&data_dir, &store, disk, on_fatal.clone())?;
+    let wal = open_wal(&data_dir, identity.incarnation, &store, disk, on_fatal.clone())?;
     if !identity.log_made {
         data_dir.write_identity(Identity {
             log_made: true,
@@ -311,11 +311,13 @@ fn open_store(
 
 fn open_wal(
     data_dir: &DataDir,
+    owner: u64,
     store: &Store,
     disk: Arc<metrics::disk::Disk>,
     on_fatal: Arc<dyn Fn(String) + Send + Sync>,
 ) -> anyhow::Result<Wal> {
     let mut options = quorate_wal::Options::new(data_dir.wal());
+    options.owner = owner;
     options.observer = disk;
     options.on_fatal = Arc::new(move |error| on_fatal(format!("log: {error}")));
     let durable = store.durable().last;

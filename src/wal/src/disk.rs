@@ -32,6 +32,10 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// Opens an existing file for reading and writing; `NotFound` if there is none.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// Opens an existing file for reading alone: whatever is asked of it, the file stays as it is.
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// Bytes that files in `dir` can still grow by. A hint: others take of it too, and quotas need not be in it.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
     /// Replaces `to` if it exists. An open file stays open.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// An open file stays usable.

@@ -33,6 +33,19 @@ pub enum Error {
         supported: u32,
     },
 
+    /// Two members with one directory: each would apply, and overwrite, what is the other's.
+    #[error(
+        "log segment {segment} in {} belongs to owner {found:016x}, and this log to {expected:016x}: the directory holds \
+         another member's log, so give each member a log directory of its own",
+        dir.display()
+    )]
+    Owner {
+        dir: PathBuf,
+        segment: SegmentId,
+        found: u64,
+        expected: u64,
+    },
+
     #[error("{doing} {}", path.display())]
     Io {
         doing: &'static str,
@@ -70,6 +83,10 @@ pub enum Error {
     /// The caller's mistake: nothing was kept.
     #[error("entry {got} does not follow {last:?}, the last one in the log")]
     NotNext { last: Option<LogPos>, got: LogPos },
+
+    /// The caller's mistake: the last index can't be used, so that there is always a next one.
+    #[error("position {pos} is beyond what a log can hold")]
+    OutOfRange { pos: LogPos },
 
     /// The caller's mistake: a committed entry never goes away.
     #[error("asked to truncate the log after {after:?}, below the committed entry {committed}")]

@@ -75,6 +75,11 @@ pub(crate) fn reserve(segment_bytes: u64) -> u64 {
     (segment_bytes / 64).clamp(1024, 64 << 10)
 }
 
+/// What a segment of this size can hold of records other than its first two, its reserve left alone.
+pub(crate) fn usable(segment_bytes: u64) -> u64 {
+    segment_bytes.saturating_sub(reserve(segment_bytes) + (HEADER + BATCH + STATE_MAX) as u64)
+}
+
 fn checksum(at: Place, parts: &[&[u8]]) -> u32 {
     let mut seed = [0; 16];
     seed[..8].copy_from_slice(&at.segment.0.to_le_bytes());
@@ -103,31 +108,44 @@ pub(crate) enum HeaderFault {
     Bytes(u64),
 }
 
-pub(crate) fn encode_header(segment: SegmentId, bytes: u64) -> [u8; HEADER] {
+pub(crate) fn encode_header(segment: SegmentId, bytes: u64, owner: u64) -> [u8; HEADER] {
     let mut out = [0; HEADER];
     out[..8].copy_from_slice(&MAGIC);
     out[8..12].copy_from_slice(&VERSION.to_le_bytes());
     out[12..16].copy_from_slice(&(HEADER as u32).to_le_bytes());
     out[16..24].copy_from_slice(&segment.0.to_le_bytes());
     out[24..32].copy_from_slice(&bytes.to_le_bytes());
+    out[32..40].copy_from_slice(&owner.to_le_bytes());
     let crc = crc32c::crc32c(&out[..60]);
     out[60..].copy_from_slice(&crc.to_le_bytes());
     out
 }
 
-/// The header of the file named `segment` that is `bytes` long.
+/// Whose log the segment is part of, from a header that can be believed whatever file it is in.
+pub(crate) fn header_owner(header: &[u8; HEADER]) -> Option<u64> {
+    let ours = header[..8] == MAGIC && get_u32(header, 8) == VERSION;
+    (ours && is_header_sound(header)).then(|| get_u64(header, 32))
+}
+
+/// The place of the checksum is the same in every version, so that a flipped bit is never taken for a newer one.
+fn is_header_sound(header: &[u8; HEADER]) -> bool {
+    crc32c::crc32c(&header[..60]) == get_u32(header, 60)
+}
+
+/// The header of the file named `segment` that is `bytes` long. Its owner is another question:
+/// [`header_owner`].
 pub(crate) fn check_header(header: &[u8; HEADER], segment: SegmentId, bytes: u64) -> Result<(), HeaderFault> {
     if header[..8] != MAGIC {
         return Err(HeaderFault::Magic);
     }
-    // A newer version may have moved the checksum, so it is told apart first; but version and checksum that are both
-    // wrong are a flipped bit, as long as the rest is ours.
+    if !is_header_sound(header) {
+        return Err(HeaderFault::Checksum);
+    }
     let version = get_u32(header, 8);
-    let sound = crc32c::crc32c(&header[..60]) == get_u32(header, 60);
     if version > VERSION {
         return Err(HeaderFault::Version(version));
     }
-    if !sound || version != VERSION || get_u32(header, 12) as usize != HEADER {
+    if version != VERSION || get_u32(header, 12) as usize != HEADER {
         return Err(HeaderFault::Checksum);
     }
     if get_u64(header, 16) != segment.0 {
@@ -245,10 +263,15 @@ fn pos_bytes(pos: LogPos) -> [u8; 16] {
     out
 }
 
-fn get_pos(bytes: &[u8], at: usize) -> LogPos {
-    LogPos {
+/// The last index is not one: everything that counts entries can then add 1.
+fn get_pos(bytes: &[u8], at: usize) -> Result<LogPos, String> {
+    let pos = LogPos {
         term: get_u64(bytes, at),
         index: get_u64(bytes, at + 8),
+    };
+    match pos.index {
+        u64::MAX => Err(format!("position {pos} (term/index) is beyond what a log can hold")),
+        _ => Ok(pos),
     }
 }
 
@@ -358,12 +381,15 @@ pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Record<'_>, String> {
                 return Err(format!("State record of {} bytes, less than {STATE_BODY}", body.len()));
             }
             let flags = get_u64(body, 8);
-            let pos = |bit: u64| (flags & bit != 0).then(|| get_pos(body, 16 * bit.trailing_zeros() as usize + 16));
+            let pos = |bit: u64| {
+                let at = 16 * bit.trailing_zeros() as usize + 16;
+                (flags & bit != 0).then(|| get_pos(body, at)).transpose()
+            };
             Record::State(State {
                 vote: (flags & 8 != 0).then(|| &body[STATE_BODY..]),
-                committed: pos(1),
-                purged: pos(2),
-                last: pos(4),
+                committed: pos(1)?,
+                purged: pos(2)?,
+                last: pos(4)?,
                 oldest: get_u64(body, 0),
             })
         }
@@ -372,30 +398,31 @@ pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Record<'_>, String> {
                 return Err(format!("Entry record of {} bytes, less than {ENTRY_BODY}", body.len()));
             }
             Record::Entry {
-                pos: get_pos(body, 0),
+                pos: get_pos(body, 0)?,
                 payload: &body[ENTRY_BODY..],
             }
         }
         Kind::Vote => Record::Vote(body),
         Kind::Committed => {
             exactly(16)?;
-            Record::Committed(get_pos(body, 0))
+            Record::Committed(get_pos(body, 0)?)
         }
         Kind::Truncate => {
             exactly(24)?;
-            Record::Truncate((get_u64(body, 0) != 0).then(|| get_pos(body, 8)))
+            let pos = || get_pos(body, 8);
+            Record::Truncate((get_u64(body, 0) != 0).then(pos).transpose()?)
         }
         Kind::Purge => {
             exactly(24)?;
             Record::Purge {
-                upto: get_pos(body, 8),
+                upto: get_pos(body, 8)?,
                 oldest: SegmentId(get_u64(body, 0)),
             }
         }
         Kind::Reset => {
             exactly(24)?;
             Record::Reset {
-                upto: get_pos(body, 8),
+                upto: get_pos(body, 8)?,
                 oldest: SegmentId(get_u64(body, 0)),
             }
         }

@@ -30,6 +30,7 @@ mod error;
 mod format;
 mod log;
 mod options;
+mod owner;
 mod prepare;
 mod read;
 mod recover;

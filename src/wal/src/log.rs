@@ -139,6 +139,12 @@ impl Log {
         self.base.filter(|base| base.index == index).map(|base| base.term)
     }
 
+    /// The log has the entry at `pos`, or has purged it.
+    pub(crate) fn holds(&self, pos: LogPos) -> bool {
+        self.last().is_some_and(|last| last.index >= pos.index)
+            && self.term_at(pos.index).is_none_or(|term| term == pos.term)
+    }
+
     pub(crate) fn follows(last: Option<LogPos>, pos: LogPos) -> bool {
         pos.index < u64::MAX && last.is_none_or(|last| pos.index == last.index + 1 && pos.term >= last.term)
     }
@@ -198,7 +204,7 @@ impl Log {
 
     /// Drops the entries after `after`, which becomes the last one. `None` drops all that are not purged.
     pub(crate) fn truncate(&mut self, after: Option<u64>) {
-        let keep = after.map_or(0, |after| (after + 1).saturating_sub(self.first));
+        let keep = after.map_or(0, |after| after.saturating_add(1).saturating_sub(self.first));
         while self.slots.len() as u64 > keep {
             self.slots.pop_back();
             if let Some(payload) = self.cache.pop_back() {

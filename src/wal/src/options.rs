@@ -32,6 +32,9 @@ pub struct Options {
     pub spare_segments: usize,
     /// Payload bytes of recent entries kept in memory for readers. Entries not yet written are kept on top. Default 8 MiB.
     pub cache_bytes: usize,
+    /// Whose log this is, in every segment's header: a number that no other member has, now or later. A log with
+    /// another one is refused with [`Error::Owner`]. 0: whoever's it turns out to be. Default 0.
+    pub owner: u64,
     /// The last position that the backend has made durable. A log that ends below it was cut where it must not be.
     pub applied: Option<LogPos>,
     /// Prepare segments on a helper thread. Off, the writer thread does it between batches, which makes the order of
@@ -50,6 +53,7 @@ impl Options {
             segment_bytes: 64 << 20,
             spare_segments: 1,
             cache_bytes: 8 << 20,
+            owner: 0,
             applied: None,
             prepare_ahead: true,
             observer: Arc::new(()),

@@ -6,17 +6,21 @@
 //!
 //! A purged segment is renamed, and the rename synced, before the file is touched: until then a crash may bring it back
 //! as part of the log, and after that no crash can.
+//!
+//! On a full disk nothing is filled to find that out: the disk is asked, now and then, how much it has left. If that is
+//! too little for a whole segment, a smaller one will do. Where it says one thing and does another, as with a quota, the
+//! tries become rare.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::disk::{Disk, File};
-use crate::format::{HEADER, encode_header};
+use crate::format::{HEADER, encode_header, usable};
 use crate::segment::{self, SegmentId};
 use crate::{Error, Options};
 
@@ -24,8 +28,10 @@ use crate::{Error, Options};
 /// huge flush.
 const FILL_BYTES: u64 = 1 << 20;
 const FIRST_BYTES: u64 = 4 << 20;
-/// How often a full disk is tried again without being asked.
+/// How often a full disk is asked again for its space.
 const RETRY: Duration = Duration::from_millis(500);
+/// How seldom a disk that fails without saying so beforehand is tried, at last.
+const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// A segment ready for use.
 #[derive(Clone, Debug)]
@@ -45,19 +51,71 @@ pub(crate) struct Spare {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Want {
     id: SegmentId,
+    /// The size to make it; less will do where the disk has no more.
     bytes: u64,
+    /// Bytes of one record that it has to have room for.
+    need: u64,
+}
+
+impl Want {
+    fn is_met_by(&self, id: SegmentId, bytes: u64) -> bool {
+        self.id == id && usable(bytes) >= self.need
+    }
+
+    /// Sizes that will do, the best first.
+    fn sizes(self) -> impl Iterator<Item = u64> {
+        std::iter::successors(Some(self.bytes), |bytes| Some(bytes / 2))
+            .take_while(move |bytes| *bytes == self.bytes || (*bytes >= FIRST_BYTES && usable(*bytes) >= self.need))
+    }
+}
+
+/// Why the last try failed.
+#[derive(Debug)]
+struct Failure {
+    error: Error,
+    /// When to try again.
+    until: Instant,
+    /// The disk was written to before it refused, so nobody repeats that on the spot.
+    costly: bool,
 }
 
 #[derive(Debug, Default)]
 struct State {
     want: Option<Want>,
     ready: Option<Fresh>,
-    /// Why the last try failed; cleared by the next one.
-    failed: Option<Error>,
+    /// Cleared by the next try.
+    failed: Option<Failure>,
+    /// What the next costly failure pauses for, if it is not the first in a row.
+    pause: Option<Duration>,
+    owner: u64,
     /// Purged segments that still have their names.
     freed: Vec<Spare>,
     spares: Vec<Spare>,
     stop: bool,
+}
+
+impl State {
+    fn fail(&mut self, error: Error, costly: bool) {
+        let pause = match costly {
+            true => self.pause.map_or(RETRY, |pause| (pause * 2).min(RETRY_MAX)),
+            false => RETRY,
+        };
+        self.pause = costly.then_some(pause).or(self.pause);
+        let until = Instant::now() + pause;
+        self.failed = Some(Failure { error, until, costly });
+    }
+}
+
+/// Why a segment was not made, and whether finding out took writing to the disk.
+struct Refusal {
+    error: Error,
+    costly: bool,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { error, costly: true }
+    }
 }
 
 /// Shared by the writer, which takes segments and gives purged ones back, and the helper thread that makes them.
@@ -89,11 +147,12 @@ impl Preparer {
         }
     }
 
-    /// Takes over what recovery found: spares, and the prepared next segment if there was one.
-    pub(crate) fn adopt(&self, spares: Vec<Spare>, ready: Option<Fresh>) {
+    /// Takes over what recovery found: spares, the prepared next segment if there was one, and whose log it is.
+    pub(crate) fn adopt(&self, spares: Vec<Spare>, ready: Option<Fresh>, owner: u64) {
         let mut state = self.state.lock();
         state.spares = spares;
         state.ready = ready;
+        state.owner = owner;
     }
 
     /// False while the next segment can't be made for want of space.
@@ -101,9 +160,9 @@ impl Preparer {
         &self.space
     }
 
-    /// Bytes of the segment that is ready, if one is.
+    /// Bytes of entries that the segment that is ready has room for, if one is.
     pub(crate) fn ready_bytes(&self) -> u64 {
-        self.state.lock().ready.as_ref().map_or(0, |ready| ready.bytes)
+        self.state.lock().ready.as_ref().map_or(0, |ready| usable(ready.bytes))
     }
 
     /// Size for the segment after one of `before` bytes.
@@ -118,33 +177,55 @@ impl Preparer {
         self.make(Want {
             id: SegmentId::FIRST,
             bytes: self.bytes_after(None),
+            need: 0,
         })
+        .map_err(|refusal| refusal.error)
     }
 
     /// Asks for a segment ahead of need.
     pub(crate) fn want(&self, id: SegmentId, bytes: u64) {
         let mut state = self.state.lock();
         if state.ready.as_ref().is_none_or(|ready| ready.id != id) {
-            state.want = Some(Want { id, bytes });
+            state.want = Some(Want { id, bytes, need: 0 });
             self.changed.notify_all();
         }
     }
 
-    /// The segment `id` with at least `bytes`; waits where it is still being made.
-    pub(crate) fn take(&self, id: SegmentId, bytes: u64) -> Result<Fresh, Error> {
+    /// The segment `id` if it is ready and has room for a record of `need` bytes.
+    pub(crate) fn take_ready(&self, id: SegmentId, need: u64) -> Option<Fresh> {
+        let want = Want { id, bytes: 0, need };
         let mut state = self.state.lock();
-        let fits = |ready: &Fresh| ready.id == id && ready.bytes >= bytes;
+        state.ready.take_if(|ready| want.is_met_by(ready.id, ready.bytes))
+    }
+
+    /// The segment `id`, of `bytes` if possible and with room for a record of `need` bytes in any case; waits where it is
+    /// still being made.
+    pub(crate) fn take(&self, id: SegmentId, bytes: u64, need: u64) -> Result<Fresh, Error> {
+        let want = Want { id, bytes, need };
+        let mut state = self.state.lock();
+        let fits = |ready: &Fresh| want.is_met_by(ready.id, ready.bytes);
         if state.ready.as_ref().is_none_or(|ready| !fits(ready)) {
-            let bytes = bytes.max(state.want.filter(|want| want.id == id).map_or(0, |want| want.bytes));
-            state.want = Some(Want { id, bytes });
-            state.failed = None; // an older answer does not count
+            state.want = Some(want);
+            // An older answer does not count, unless asking again would write a segment to find out.
+            let repeats = self.background
+                && matches!(
+                    state.failed,
+                    Some(Failure {
+                        error: Error::NoSpace,
+                        costly: true,
+                        ..
+                    })
+                );
+            if !repeats {
+                state.failed = None;
+            }
             self.changed.notify_all();
         }
         loop {
             if let Some(ready) = state.ready.take_if(|ready| fits(ready)) {
                 return Ok(ready);
             }
-            if let Some(error) = &state.failed {
+            if let Some(Failure { error, .. }) = &state.failed {
                 return Err(error.clone());
             }
             if state.stop {
@@ -177,10 +258,10 @@ impl Preparer {
         loop {
             let mut state = self.state.lock();
             while !state.stop && state.freed.is_empty() && (state.want.is_none() || state.failed.is_some()) {
-                if state.failed.is_none() {
-                    self.changed.wait(&mut state);
-                } else if self.changed.wait_for(&mut state, RETRY).timed_out() {
-                    state.failed = None;
+                match state.failed.as_ref().map(|failure| failure.until) {
+                    None => self.changed.wait(&mut state),
+                    Some(until) if self.changed.wait_until(&mut state, until).timed_out() => state.failed = None,
+                    Some(_) => {}
                 }
             }
             if state.stop {
@@ -201,10 +282,10 @@ impl Preparer {
             match outcome {
                 Ok(spares) => {
                     state.spares.extend(spares);
-                    state.failed = None; // there may be space now
+                    (state.failed, state.pause) = (None, None); // there may be space now
                 }
                 // Still segments by name, and out of use: the next start finds and retires them.
-                Err(error) => state.failed = Some(error),
+                Err(error) => state.fail(error, true),
             }
             self.changed.notify_all();
         }
@@ -216,18 +297,16 @@ impl Preparer {
         match outcome {
             Ok(fresh) => {
                 self.space.store(true, Ordering::Release);
-                state.failed = None;
-                // The writer may have asked for more meanwhile.
-                if state.want == Some(want) {
-                    state.want = None;
-                    state.ready = Some(fresh);
-                }
+                (state.failed, state.pause) = (None, None);
+                // The writer may have asked for more meanwhile; then this one goes when that is made.
+                state.want.take_if(|want| want.is_met_by(fresh.id, fresh.bytes));
+                state.ready = Some(fresh);
             }
-            Err(error) => {
+            Err(Refusal { error, costly }) => {
                 if matches!(error, Error::NoSpace) {
                     self.space.store(false, Ordering::Release);
                 }
-                state.failed = Some(error);
+                state.fail(error, costly);
             }
         }
         self.changed.notify_all();
@@ -257,7 +336,7 @@ impl Preparer {
         Ok(spares)
     }
 
-    fn make(&self, want: Want) -> Result<Fresh, Error> {
+    fn make(&self, want: Want) -> Result<Fresh, Refusal> {
         let path = self.dir.join(want.id.file_name());
         // One that was prepared and turned out too small.
         let stale = self.state.lock().ready.take();
@@ -268,43 +347,66 @@ impl Preparer {
                 .map_err(|e| Error::io("remove unused log segment", path, e))?;
             self.sync_dir()?;
         }
-        let spare = {
+        let (spare, owner) = {
             let mut state = self.state.lock();
             let found = state.spares.iter().position(|spare| spare.bytes >= want.bytes);
-            found.map(|at| state.spares.swap_remove(at))
+            (found.map(|at| state.spares.swap_remove(at)), state.owner)
         };
-        let (from, bytes, file) = match spare {
+        let prepare = |file: &dyn File, from: &Path, bytes: u64| {
+            file.write_at(&encode_header(want.id, bytes, owner), 0)?;
+            file.sync()?;
+            self.disk.rename(from, &path)
+        };
+        let (bytes, file) = match spare {
             Some(spare) => {
                 let from = self.dir.join(segment::spare_name(spare.id));
-                let file = self
-                    .disk
-                    .open(&from)
-                    .map_err(|e| Error::io("open spare log segment", &from, e))?;
-                (from, spare.bytes, file)
+                let file = self.disk.open(&from).and_then(|file| {
+                    prepare(&*file, &from, spare.bytes)?;
+                    Ok(file)
+                });
+                match file {
+                    Ok(file) => (spare.bytes, file),
+                    Err(e) => {
+                        // It is as good as before, if it is there at all.
+                        if e.kind() != io::ErrorKind::NotFound {
+                            self.state.lock().spares.push(spare);
+                        }
+                        return Err(Error::io("prepare spare log segment", from, e).into());
+                    }
+                }
             }
             None => {
+                let bytes = self.affordable(want)?;
                 let from = self.dir.join(segment::UNFINISHED);
-                match self.fill(&from, want.bytes) {
-                    Ok(file) => (from, want.bytes, file),
+                let file = self.fill(&from, bytes).and_then(|file| {
+                    prepare(&*file, &from, bytes).map_err(|e| Error::io("prepare log segment", &from, e))?;
+                    Ok(file)
+                });
+                match file {
+                    Ok(file) => (bytes, file),
                     Err(error) => {
                         // What was filled so far would only keep the disk full.
                         let _ = self.disk.remove(&from);
-                        return Err(error);
+                        return Err(error.into());
                     }
                 }
             }
         };
-        let prepared = (|| {
-            file.write_at(&encode_header(want.id, bytes), 0)?;
-            file.sync()?;
-            self.disk.rename(&from, &path)
-        })();
-        prepared.map_err(|e| Error::io("prepare log segment", &from, e))?;
         self.sync_dir()?;
         Ok(Fresh {
             id: want.id,
             bytes,
             file,
+        })
+    }
+
+    /// The largest of the sizes wanted that the disk has space for. It costs nothing to ask.
+    fn affordable(&self, want: Want) -> Result<u64, Refusal> {
+        // A disk that can't tell is tried.
+        let free = self.disk.free_bytes(&self.dir).unwrap_or(u64::MAX);
+        want.sizes().find(|bytes| *bytes <= free).ok_or(Refusal {
+            error: Error::NoSpace,
+            costly: false,
         })
     }
 

@@ -12,6 +12,7 @@ use crate::disk::File;
 use crate::entry::LogPos;
 use crate::format::{self, BATCH, HEADER, Head, HeaderFault, Kind, RECORD, Record};
 use crate::log::Log;
+use crate::owner::Owner;
 use crate::segment::{Place, SegmentId};
 use crate::{Error, Torn};
 
@@ -90,6 +91,8 @@ impl Scan {
 
 const STEP: u64 = 1 << 20;
 const OPENING_STEP: u64 = 4 << 10;
+/// No batch begins in this: its length is never zero. Most of what follows the end of a log is like that.
+static BLANK: [u8; 4 << 10] = [0; 4 << 10];
 
 /// What the first two records of a used segment tell.
 struct Opening {
@@ -104,31 +107,41 @@ fn opening(segment: &Segment) -> Result<Option<Opening>, Error> {
         return Ok(None);
     }
     let mut window = Window::new(segment, OPENING_STEP);
-    let (batch, session) = match window.record(HEADER as u64)? {
-        Ok((head, body)) if head.kind == Kind::Batch as u8 => match format::decode(head.kind, body) {
-            Ok(Record::Batch(batch)) => (batch, head.session),
-            _ => return Ok(None),
-        },
-        _ => return Ok(None),
+    // What has a right checksum was written here, and nothing else can have been.
+    let wrong = |offset: usize, what: String| Error::damage(segment.id, offset as u64, what);
+    let Ok((head, body)) = window.record(HEADER as u64)? else {
+        return Ok(None);
     };
-    match window.record((HEADER + BATCH) as u64)? {
-        Ok((head, body)) => match format::decode(head.kind, body) {
-            Ok(Record::State(state)) => Ok(Some(Opening {
-                previous_end: batch.synced,
-                session,
-                oldest: SegmentId(state.oldest),
-            })),
-            _ => Ok(None),
-        },
-        Err(_) => Ok(None),
+    let (batch, session) = match format::decode(head.kind, body).map_err(|what| wrong(HEADER, what))? {
+        Record::Batch(batch) => (batch, head.session),
+        other => return Err(wrong(HEADER, format!("a {:?} record begins the segment", other.kind()))),
+    };
+    let second = HEADER + BATCH;
+    let Ok((head, body)) = window.record(second as u64)? else {
+        return Ok(None);
+    };
+    match format::decode(head.kind, body).map_err(|what| wrong(second, what))? {
+        Record::State(state) => Ok(Some(Opening {
+            previous_end: batch.synced,
+            session,
+            oldest: SegmentId(state.oldest),
+        })),
+        other => Err(wrong(
+            second,
+            format!("a {:?} record where the state should be", other.kind()),
+        )),
     }
 }
 
 /// Replays the segments named in a log's directory; `None` where there is no log yet. `segments` are sorted.
-pub(crate) fn scan(segments: Vec<Segment>, applied: Option<LogPos>) -> Result<Option<Scan>, Error> {
+pub(crate) fn scan(
+    segments: Vec<Segment>,
+    owner: &mut Owner<'_>,
+    applied: Option<LogPos>,
+) -> Result<Option<Scan>, Error> {
     let mut faults = Vec::with_capacity(segments.len());
     for segment in &segments {
-        faults.push(header_fault(segment)?);
+        faults.push(header_fault(segment, owner)?);
     }
     // Numbers follow each other; whatever lies below a gap was purged, as the check for the oldest one makes sure.
     let run = (1..segments.len())
@@ -205,8 +218,8 @@ struct Fault {
     short: bool,
 }
 
-/// A newer format is an error at once: nothing else can be said about it.
-fn header_fault(segment: &Segment) -> Result<Option<Fault>, Error> {
+/// A newer format is an error at once: nothing else can be said about it. So is another owner: nothing else matters.
+fn header_fault(segment: &Segment, owner: &mut Owner<'_>) -> Result<Option<Fault>, Error> {
     let bytes = segment.bytes;
     if bytes < format::SEGMENT_BYTES_MIN {
         return Ok(Some(Fault {
@@ -217,6 +230,7 @@ fn header_fault(segment: &Segment) -> Result<Option<Fault>, Error> {
     let mut header = [0; HEADER];
     let read = segment.file.read_at(&mut header, 0);
     read.map_err(|e| Error::io("read log segment", segment.id.file_name(), e))?;
+    owner.check(segment.id, &header)?;
     let fault = |what: String| Ok(Some(Fault { what, short: false }));
     match format::check_header(&header, segment.id, bytes) {
         Ok(()) => Ok(None),
@@ -252,6 +266,12 @@ fn later_batch(segments: &[Segment], segment: SegmentId, offset: u64, session: u
             HEADER as u64
         };
         while at + BATCH as u64 <= segment.bytes {
+            if at.is_multiple_of(BLANK.len() as u64) {
+                at = window.skip_blank(at, &BLANK)?;
+                if at + BATCH as u64 > segment.bytes {
+                    break;
+                }
+            }
             let head = Head::parse(window.get(at, RECORD)?);
             if head.kind == Kind::Batch as u8
                 && head.len == format::BATCH_BODY

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use crate::read::{self, Wanted};
 use crate::recover;
 use crate::scan;
 use crate::segment::{Place, SegmentId};
-use crate::writer::{Op, What, Writer};
+use crate::writer::{Op, Room, What, Writer};
 
 /// A batch is closed at this size, to keep its buffer and the wait for its first caller bounded.
 const BATCH_BYTES: usize = 4 << 20;
@@ -53,7 +53,6 @@ pub(crate) struct Shared {
     /// The queue is no longer empty, or the writer is to stop.
     wake: Condvar,
     pub(crate) preparer: Arc<Preparer>,
-    writable: AtomicU64,
 }
 
 struct Core {
@@ -63,6 +62,12 @@ struct Core {
     /// `committed` where the disk does not have it yet.
     unsaved: Option<LogPos>,
     queue: VecDeque<Op>,
+    /// About what the queue will take on disk.
+    queued_bytes: usize,
+    /// The same for the batch that the writer has taken from it.
+    writing_bytes: usize,
+    /// What is left of the current segment for entries, before `writing_bytes`.
+    writable_bytes: u64,
     files: BTreeMap<SegmentId, Arc<dyn File>>,
     /// Entries from here on were truncated after the batch now being written was taken from the queue.
     publish_below: u64,
@@ -99,6 +104,9 @@ impl Wal {
                 committed: scan.committed,
                 unsaved: None,
                 queue: VecDeque::new(),
+                queued_bytes: 0,
+                writing_bytes: 0,
+                writable_bytes: 0,
                 files,
                 publish_below: u64::MAX,
                 poisoned: false,
@@ -108,7 +116,6 @@ impl Wal {
             }),
             wake: Condvar::new(),
             preparer: preparer.clone(),
-            writable: AtomicU64::new(0),
         });
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let spawned = thread::Builder::new().name(name.into()).spawn(run);
@@ -145,6 +152,16 @@ impl Wal {
     /// They have to follow the last entry: the next index, and no lower term. With [`Error::NoSpace`] they are gone
     /// again, with all that were appended after them.
     pub fn append(&self, entries: Vec<Entry>, done: Done) {
+        self.append_to(Room::Entries, entries, done);
+    }
+
+    /// The same for entries that are small and that the log has to take even on a full disk: those by which a leader
+    /// is elected and members change. They may use what votes and purges have in reserve.
+    pub fn append_reserved(&self, entries: Vec<Entry>, done: Done) {
+        self.append_to(Room::Reserve, entries, done);
+    }
+
+    fn append_to(&self, room: Room, entries: Vec<Entry>, done: Done) {
         self.submit(done, |core| {
             let mut last = core.log.last();
             for entry in &entries {
@@ -161,7 +178,7 @@ impl Wal {
                 last = Some(entry.pos);
             }
             entries.iter().cloned().for_each(|entry| core.log.push(entry));
-            Ok(What::Append(entries))
+            Ok(What::Append(entries, room))
         });
     }
 
@@ -185,7 +202,7 @@ impl Wal {
     /// A position beyond the end of the log is kept in memory until the log reaches it.
     pub fn save_committed(&self, pos: LogPos) {
         let mut core = self.0.shared.core.lock();
-        if core.committed.is_none_or(|committed| committed.index < pos.index) {
+        if pos.index < u64::MAX && core.committed.is_none_or(|committed| committed.index < pos.index) {
             core.committed = Some(pos);
             core.unsaved = Some(pos);
         }
@@ -196,9 +213,7 @@ impl Wal {
         self.submit(done, |core| {
             let purged = core.log.purged().map(|purged| purged.index);
             let floor = after.max(purged);
-            let reached = core
-                .committed
-                .filter(|pos| core.log.last().is_some_and(|last| last.index >= pos.index));
+            let reached = core.committed.filter(|pos| core.log.holds(*pos));
             if let Some(committed) = reached.filter(|pos| floor < Some(pos.index)) {
                 return Err(Error::TruncatesCommitted { after, committed });
             }
@@ -215,6 +230,7 @@ impl Wal {
     /// [`reset`](Self::reset).
     pub fn purge(&self, upto: LogPos, done: Done) {
         self.submit(done, |core| {
+            let upto = possible(upto)?;
             let beyond = core.log.last().is_none_or(|last| last.index < upto.index);
             core.log.purge(upto);
             if beyond {
@@ -228,6 +244,7 @@ impl Wal {
     /// Empties the log: the next entry is the one after `purged`. For when a snapshot has taken the log's place.
     pub fn reset(&self, purged: LogPos, done: Done) {
         self.submit(done, |core| {
+            let purged = possible(purged)?;
             core.publish_below = 0;
             core.log.reset(purged);
             Ok(What::Reset(purged))
@@ -249,6 +266,7 @@ impl Wal {
         };
         let what = accepted.unwrap_or_else(|refused| What::Answer(Err(refused)));
         let idle = core.queue.is_empty();
+        core.queued_bytes += what.bytes();
         core.queue.push_back(Op { what, done });
         drop(core);
         if idle {
@@ -340,9 +358,14 @@ impl Wal {
         self.0.shared.preparer.space().clone()
     }
 
-    /// About how many bytes of entries fit into the space that is prepared. What is queued is not yet taken off.
+    /// About how many more bytes of entries the log takes without another segment: what is left of the current one and
+    /// all of the one that is prepared, less everything that has been asked for and is not yet written, whether it waits
+    /// in the queue or is on its way to the disk. Entries count with their heads and padding (up to 40 bytes each); what
+    /// [`append_reserved`](Self::append_reserved), votes and purges have in reserve is not part of it.
     pub fn writable_bytes(&self) -> u64 {
-        self.0.shared.writable.load(Ordering::Relaxed) + self.0.shared.preparer.ready_bytes()
+        let ready = self.0.shared.preparer.ready_bytes();
+        let core = self.0.shared.core.lock();
+        (core.writable_bytes + ready).saturating_sub((core.queued_bytes + core.writing_bytes) as u64)
     }
 
     /// Writes what is queued and an end mark, and ends the log's threads. Other handles still read; what they ask to
@@ -358,11 +381,16 @@ impl Handle {
         self.shared.core.lock().stop.get_or_insert(stop);
         self.shared.wake.notify_one();
         let threads = std::mem::take(&mut *self.threads.lock());
+        // A callback may hold the last handle. Its thread can't wait for itself, nor for the other one, which ends after
+        // it; both do end once the callback returns.
+        if threads
+            .iter()
+            .any(|thread| thread.thread().id() == thread::current().id())
+        {
+            return;
+        }
         for thread in threads {
-            // A callback may hold the last handle; its thread can't wait for itself.
-            if thread.thread().id() != thread::current().id() {
-                let _ = thread.join();
-            }
+            let _ = thread.join();
         }
     }
 }
@@ -373,6 +401,23 @@ impl Drop for Handle {
     }
 }
 
+/// A position that a log can go on from.
+fn possible(pos: LogPos) -> Result<LogPos, Error> {
+    match pos.index {
+        u64::MAX => Err(Error::OutOfRange { pos }),
+        _ => Ok(pos),
+    }
+}
+
+impl Core {
+    /// The committed position, if it is news and the log that the writer is about to write holds that very entry. While
+    /// something in the queue is still to cut entries off, the writer's log is not the one in memory.
+    fn take_unsaved(&mut self) -> Option<LogPos> {
+        let same = self.publish_below == u64::MAX;
+        self.unsaved.take_if(|pos| same && self.log.holds(*pos))
+    }
+}
+
 /// What the writer asks for.
 impl Shared {
     /// Waits for work and moves a batch of it to `ops`; or tells that there is none left and why the writer shall end.
@@ -380,7 +425,7 @@ impl Shared {
         let mut core = self.core.lock();
         while core.queue.is_empty() {
             if core.stop.is_some() {
-                return (core.unsaved.take(), core.stop);
+                return (core.take_unsaved(), core.stop);
             }
             self.wake.wait(&mut core);
         }
@@ -395,6 +440,8 @@ impl Shared {
             .position(full)
             .map_or(core.queue.len(), |at| at.max(1));
         ops.extend(core.queue.drain(..take));
+        core.writing_bytes = ops.iter().map(|op| op.what.bytes()).sum();
+        core.queued_bytes -= core.writing_bytes;
         // What stays queued has already taken effect in memory.
         core.publish_below = core
             .queue
@@ -402,7 +449,7 @@ impl Shared {
             .map(|op| ends_below(&op.what, u64::MAX))
             .min()
             .unwrap_or(u64::MAX);
-        (core.unsaved.take(), None)
+        (core.take_unsaved(), None)
     }
 
     pub(crate) fn add_file(&self, id: SegmentId, file: Arc<dyn File>) {
@@ -431,24 +478,30 @@ impl Shared {
         let (mut refused, mut kept) = (Vec::new(), VecDeque::new());
         for op in std::mem::take(&mut core.queue) {
             match op.what {
-                What::Append(_) => refused.push(op.done),
+                What::Append(..) => refused.push(op.done),
                 _ => {
                     end = ends_below(&op.what, end);
                     kept.push_back(op);
                 }
             }
         }
+        core.queued_bytes = kept.iter().map(|op| op.what.bytes()).sum();
         core.queue = kept;
         core.log.truncate(end.checked_sub(1));
         refused
     }
 
     pub(crate) fn poison(&self) {
-        self.core.lock().poisoned = true;
+        let mut core = self.core.lock();
+        core.poisoned = true;
+        core.writable_bytes = 0;
     }
 
+    /// What the current segment has left, now that the batch is written.
     pub(crate) fn set_writable(&self, bytes: u64) {
-        self.writable.store(bytes, Ordering::Relaxed);
+        let mut core = self.core.lock();
+        core.writable_bytes = bytes;
+        core.writing_bytes = 0;
     }
 
     pub(crate) fn ended(&self, outcome: Result<(), Error>) {

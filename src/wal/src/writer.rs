@@ -25,7 +25,7 @@ pub(crate) struct Op {
 }
 
 pub(crate) enum What {
-    Append(Vec<Entry>),
+    Append(Vec<Entry>, Room),
     Vote(Bytes),
     /// `last` is what the log ends with afterwards.
     Truncate {
@@ -42,10 +42,11 @@ impl What {
     /// About what it takes on disk.
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Self::Append(entries) => entries
+            Self::Append(entries, _) => entries
                 .iter()
                 .map(|e| record_bytes(format::ENTRY_BODY + e.payload.len()))
                 .sum(),
+            Self::Answer(_) => 0,
             _ => 64,
         }
     }
@@ -101,6 +102,7 @@ impl Writer {
             vote,
             committed,
             live,
+            retired,
             end,
             synced,
             session,
@@ -120,7 +122,10 @@ impl Writer {
             purged: found.purged,
             last: found.last,
             staged: Vec::new(),
-            retiring: Vec::new(),
+            retiring: retired
+                .into_iter()
+                .map(|Segment { id, bytes, .. }| Spare { id, bytes })
+                .collect(),
             poisoned: false,
         }
     }
@@ -128,11 +133,19 @@ impl Writer {
     /// Marks where this run begins, which cuts off whatever lay beyond the end, and makes all before it durable.
     pub(crate) fn open(&mut self) -> Result<(), Error> {
         let new = self.session == 0;
-        self.session += 1;
+        let Some(session) = self.session.checked_add(1) else {
+            return Err(Error::damage(
+                self.end.segment,
+                self.end.offset,
+                "the last of all session numbers is in use",
+            ));
+        };
+        self.session = session;
         if new {
             self.push_state();
         } else {
             self.rewrite_tail()?;
+            self.free_retired()?;
         }
         let marked = self.put(&Record::Open, Room::Reserve).map(|_| ());
         marked
@@ -169,6 +182,16 @@ impl Writer {
         Ok(())
     }
 
+    /// Lets go of segments that were purged before. The purge that says so has just been written again if need be; it
+    /// has to be durable first, or a log could come back that still needs them.
+    fn free_retired(&mut self) -> Result<(), Error> {
+        if !self.retiring.is_empty() {
+            self.flush()?;
+            self.shared.preparer.free(std::mem::take(&mut self.retiring));
+        }
+        Ok(())
+    }
+
     pub(crate) fn run(mut self) {
         let mut ops = Vec::new();
         let stop = loop {
@@ -190,7 +213,7 @@ impl Writer {
 
     fn close(&mut self, committed: Option<LogPos>) -> Result<(), Error> {
         let marked = (|| {
-            if let Some(committed) = committed.filter(|pos| self.reaches(*pos)) {
+            if let Some(committed) = committed.filter(|pos| self.covers(*pos)) {
                 self.put_committed(committed)?;
             }
             self.put(&Record::End, Room::Reserve)?;
@@ -219,10 +242,10 @@ impl Writer {
                 What::Answer(answer) => answer,
                 _ if self.poisoned || fatal.is_some() => Err(Error::Poisoned),
                 // They continue one that was refused.
-                What::Append(_) if full => Err(Error::NoSpace),
+                What::Append(..) if full => Err(Error::NoSpace),
                 what => match self.encode(&what) {
                     Ok(()) => Ok(()),
-                    Err(Halt::NoSpace) if matches!(what, What::Append(_)) => {
+                    Err(Halt::NoSpace) if matches!(what, What::Append(..)) => {
                         full = true;
                         Err(Error::NoSpace)
                     }
@@ -244,7 +267,7 @@ impl Writer {
         let mut unsaved = committed;
         if fatal.is_none() && !self.batch.is_empty() {
             // After the entries, so that a torn batch can't keep the position and lose them.
-            if let Some(pos) = committed.filter(|pos| self.reaches(*pos)) {
+            if let Some(pos) = committed.filter(|pos| self.covers(*pos)) {
                 match self.put_committed(pos) {
                     Ok(()) => unsaved = None,
                     Err(Halt::NoSpace) => {}
@@ -286,6 +309,14 @@ impl Writer {
         self.last.is_some_and(|last| last.index >= pos.index)
     }
 
+    /// The entry at this position can be the one that was committed, as far as the last one tells: terms never fall.
+    fn covers(&self, pos: LogPos) -> bool {
+        self.last.is_some_and(|last| match last.index == pos.index {
+            true => last.term == pos.term,
+            false => last.index > pos.index && last.term >= pos.term,
+        })
+    }
+
     fn put_committed(&mut self, pos: LogPos) -> Result<(), Halt> {
         self.put(&Record::Committed(pos), Room::Reserve)?;
         self.committed = Some(pos);
@@ -295,7 +326,7 @@ impl Writer {
     fn encode(&mut self, what: &What) -> Result<(), Halt> {
         match what {
             What::Answer(_) => {}
-            What::Append(entries) => self.append(entries)?,
+            What::Append(entries, room) => self.append(entries, *room)?,
             What::Vote(vote) => {
                 self.put(&Record::Vote(vote), Room::Reserve)?;
                 self.vote = Some(vote.clone());
@@ -340,7 +371,7 @@ impl Writer {
         Ok(())
     }
 
-    fn append(&mut self, entries: &[Entry]) -> Result<(), Halt> {
+    fn append(&mut self, entries: &[Entry], room: Room) -> Result<(), Halt> {
         let before = (self.batch.mark(), self.end, self.last, self.staged.len());
         for Entry { pos, payload } in entries {
             debug_assert!(
@@ -348,7 +379,7 @@ impl Writer {
                 "{pos} after {:?}",
                 self.last
             );
-            match self.put(&Record::Entry { pos: *pos, payload }, Room::Entries) {
+            match self.put(&Record::Entry { pos: *pos, payload }, room) {
                 Ok(place) => {
                     self.last = Some(*pos);
                     self.staged.push((pos.index, place));
@@ -401,8 +432,10 @@ impl Writer {
         let bytes = self.current().bytes;
         let until = self.end.offset + self.batch.bytes_with(need) as u64;
         if until > bytes - format::reserve(bytes) {
-            match self.roll(need) {
-                Err(Halt::NoSpace) if room == Room::Reserve && until <= bytes => {}
+            // What may stay goes on only if that costs nothing.
+            let may_stay = room == Room::Reserve && until <= bytes;
+            match self.roll(need as u64, !may_stay) {
+                Err(Halt::NoSpace) if may_stay => {}
                 other => other?,
             }
         }
@@ -410,17 +443,22 @@ impl Writer {
         Ok(Place { offset, ..self.end })
     }
 
-    /// Goes on in the next segment, which is made large enough for a record of `need` bytes.
-    fn roll(&mut self, need: usize) -> Result<(), Halt> {
+    /// Goes on in the next segment, which has room for a record of `need` bytes. Waits for that to be made, or has no
+    /// space unless it is ready.
+    fn roll(&mut self, need: u64, wait: bool) -> Result<(), Halt> {
         let current = self.current();
         let usual = self.shared.preparer.bytes_after(Some(current.bytes));
-        let least = (HEADER + BATCH + STATE_MAX + need) as u64;
-        let bytes = match least + format::reserve(usual) <= usual {
+        let least = (HEADER + BATCH + STATE_MAX) as u64 + need;
+        let bytes = match format::usable(usual) >= need {
             true => usual,
             false => (least + format::reserve(format::SEGMENT_BYTES_MAX)).next_multiple_of(PAGE),
         };
         // First of all, so that nothing has happened yet when there is no space.
-        let fresh = self.shared.preparer.take(current.id.next(), bytes)?;
+        let next = current.id.next();
+        let fresh = match wait {
+            true => self.shared.preparer.take(next, bytes, need)?,
+            false => self.shared.preparer.take_ready(next, need).ok_or(Halt::NoSpace)?,
+        };
         self.flush().map_err(Halt::Fatal)?;
         self.end = Place {
             segment: fresh.id,
@@ -506,7 +544,7 @@ impl Writer {
 
 /// Which part of a segment a record may take.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Room {
+pub(crate) enum Room {
     Entries,
     /// All of it: small records that have to be written even when the disk is full.
     Reserve,

@@ -4,11 +4,11 @@
 
 mod kit;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kit::{DIR, all, entry, open, options, pos, segment, until, wait};
+use kit::{DIR, OWNER, all, cases, entry, open, options, pos, segment, until, wait};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use quorate_wal::check::check;
@@ -106,15 +106,99 @@ fn torn_tail_at_every_offset() {
     let torn: Vec<_> = (3..11).map(|i| entry(2, i, 5 + 11 * i as usize)).collect();
     wait(|done| wal.append(torn.clone(), done)).unwrap();
     drop(wal);
-    let after = disk.contents(&segment(1)).unwrap();
-    let tail = records(&disk, 1)
+    torn_everywhere(&disk, 1, &before, &kept, &torn);
+}
+
+/// D3: where the segment still holds the records of a former life.
+#[test]
+fn torn_tail_at_every_offset_of_a_recycled_segment() {
+    let disk = FaultyDisk::new();
+    let (wal, _) = open(&disk).unwrap();
+    let mut next = 0;
+    while current_segment(&disk) < 9 {
+        wait(|done| wal.append(vec![entry(1, next, 300)], done)).unwrap();
+        wait(|done| wal.purge(pos(1, next), done)).unwrap();
+        next += 1;
+    }
+    let number = current_segment(&disk);
+    let kept = [entry(1, next, 100)];
+    wait(|done| wal.append(kept.to_vec(), done)).unwrap();
+    let before = disk.contents(&segment(number)).unwrap();
+    let end = records(&disk, number).last().unwrap().end.next_multiple_of(8);
+    assert!(
+        before[end..end + 100].iter().any(|byte| *byte != 0),
+        "a former life's records follow"
+    );
+    let torn: Vec<_> = (next + 1..next + 7)
+        .map(|i| entry(2, i, 5 + 11 * i as usize % 60))
+        .collect();
+    wait(|done| wal.append(torn.clone(), done)).unwrap();
+    drop(wal);
+    assert_eq!(current_segment(&disk), number);
+    torn_everywhere(&disk, number, &before, &kept, &torn);
+}
+
+/// D3: the batch that begins a segment.
+#[test]
+fn torn_first_batch_of_a_segment_at_every_offset() {
+    for recycled in [false, true] {
+        let disk = FaultyDisk::new();
+        let (wal, _) = open(&disk).unwrap();
+        let mut next = 0;
+        let mut append = |bytes| {
+            wait(|done| wal.append(vec![entry(1, next, bytes)], done)).unwrap();
+            next += 1;
+        };
+        while current_segment(&disk) < if recycled { 9 } else { 2 } {
+            append(300);
+            if recycled {
+                wait(|done| wal.purge(wal.state().1.unwrap(), done)).unwrap();
+            }
+        }
+        append(10);
+        let number = current_segment(&disk);
+        // Up to where there is no room for the next one.
+        while records(&disk, number).last().unwrap().end + 1500 < 4096 - 1024 {
+            append(100);
+        }
+        let before = disk.contents(&segment(number + 1)).unwrap();
+        assert_eq!(before[HEADER..].iter().any(|byte| *byte != 0), recycled);
+        let kept = all(&wal);
+        let torn = [entry(2, next, 1500)];
+        wait(|done| wal.append(torn.to_vec(), done)).unwrap();
+        drop(wal);
+        assert_eq!(current_segment(&disk), number + 1);
+        assert_eq!(
+            records(&disk, number + 1)
+                .iter()
+                .filter(|place| place.kind == BATCH)
+                .count(),
+            1
+        );
+        torn_everywhere(&disk, number + 1, &before, &kept, &torn);
+    }
+}
+
+/// The segment that is written to, whether or not the first ones are still there.
+fn current_segment(disk: &FaultyDisk) -> u64 {
+    let number = |path: &PathBuf| u64::from_str_radix(path.file_name()?.to_str()?.strip_suffix(".wal")?, 16).ok();
+    let all = disk.paths();
+    let used = all.iter().filter_map(number).filter(|n| !records(disk, *n).is_empty());
+    used.max().unwrap()
+}
+
+/// Tears the last batch, which wrote `torn` behind `kept`, at each of its bytes in several ways; the segment held `before`
+/// what it holds now.
+fn torn_everywhere(disk: &FaultyDisk, number: u64, before: &[u8], kept: &[Entry], torn: &[Entry]) {
+    let after = disk.contents(&segment(number)).unwrap();
+    let tail = records(disk, number)
         .iter()
         .rev()
         .find(|place| place.kind == BATCH)
         .unwrap()
         .at;
-    let end = records(&disk, 1).last().unwrap().end;
-    let entries = [kept.clone(), torn].concat();
+    let end = records(disk, number).last().unwrap().end;
+    let entries = [kept, torn].concat();
     for cut in tail..end {
         let garbage = vec![0xa5; end - cut];
         let lost_end = [&after[tail..cut], &before[cut..end]].concat();
@@ -129,7 +213,7 @@ fn torn_tail_at_every_offset() {
                 continue; // what was lost was zero anyway
             }
             let disk = disk.fork();
-            disk.overwrite(&segment(1), tail, &bytes);
+            disk.overwrite(&segment(number), tail, &bytes);
             for _ in 0..2 {
                 let (wal, _) = open(&disk).unwrap_or_else(|e| panic!("{what} at {cut}: {e}"));
                 let found = all(&wal);
@@ -170,6 +254,175 @@ fn damage_before_tail_is_refused() {
     }
 }
 
+/// A log is refused in whose directory another member's files turn up, whichever they are, and nothing is changed.
+#[test]
+fn a_log_of_another_owner_is_refused() {
+    let opened = |disk: &FaultyDisk, owner| {
+        let before: Vec<_> = disk.paths().iter().map(|path| disk.contents(path)).collect();
+        let told = Wal::open(Options { owner, ..options() }, Arc::new(disk.clone())).map(|(_, found)| found);
+        if matches!(told, Err(Error::Owner { .. })) {
+            let after: Vec<_> = disk.paths().iter().map(|path| disk.contents(path)).collect();
+            assert!(before == after, "refusing changed something");
+        }
+        told
+    };
+    let (disk, _) = sample(false);
+    match opened(&disk.fork(), 7) {
+        Err(error @ Error::Owner { found, expected, .. }) => {
+            assert_eq!((found, expected), (OWNER, 7));
+            assert!(error.to_string().contains(DIR), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    opened(&disk.fork(), OWNER).unwrap();
+    // Who does not say is taken for the owner, and what is written then is the owner's.
+    let anyone = disk.fork();
+    let (wal, _) = Wal::open(Options { owner: 0, ..options() }, Arc::new(anyone.clone())).unwrap();
+    wait(|done| wal.append((40..80).map(|i| entry(3, i, 300)).collect(), done)).unwrap();
+    drop(wal);
+    opened(&anyone, OWNER).unwrap();
+
+    // One file of another's: the prepared one too, and a spare.
+    let other = FaultyDisk::new();
+    let (wal, _) = Wal::open(Options { owner: 9, ..options() }, Arc::new(other.clone())).unwrap();
+    wait(|done| wal.append((0..60).map(|i| entry(1, i, 300)).collect(), done)).unwrap();
+    let prepared = last_segment(&disk) + 1;
+    assert!(disk.contents(&segment(prepared)).is_some());
+    for number in 1..=prepared {
+        let foreign = other.contents(&segment(number)).unwrap();
+        for owner in [OWNER, 0] {
+            let disk = disk.fork();
+            disk.overwrite(&segment(number), 0, &foreign);
+            let told = opened(&disk, owner);
+            assert!(matches!(told, Err(Error::Owner { .. })), "{number}: {told:?}");
+        }
+    }
+    let spare = Path::new(DIR).join("0000000000000001.spare");
+    disk.create(&spare).unwrap();
+    disk.overwrite(&spare, 0, &other.contents(&segment(1)).unwrap());
+    let told = opened(&disk, OWNER);
+    assert!(matches!(told, Err(Error::Owner { found: 9, .. })), "{told:?}");
+}
+
+/// In a new log, which counts segments from 1 again, what a spare holds could be taken for its own.
+#[test]
+fn a_new_log_leaves_old_spares_alone() {
+    let disk = FaultyDisk::new();
+    let (wal, _) = open(&disk).unwrap();
+    for i in 0..40 {
+        wait(|done| wal.append(vec![entry(1, i, 300)], done)).unwrap();
+        wait(|done| wal.purge(pos(1, i), done)).unwrap();
+    }
+    drop(wal);
+    let is_spare = |path: &&PathBuf| path.extension().is_some_and(|ext| ext == "spare");
+    assert_eq!(disk.paths().iter().filter(is_spare).count(), 1);
+    for path in disk.paths().iter().filter(|path| !is_spare(path)) {
+        disk.remove(path).unwrap();
+    }
+    let recycled = || disk.renames().iter().filter(|(from, _)| is_spare(&from)).count();
+    let before = recycled();
+    let (wal, found) = open(&disk).unwrap();
+    assert_eq!(found.last, None);
+    assert_eq!(disk.paths().iter().filter(is_spare).count(), 0);
+    assert_eq!(recycled(), before, "it was removed, not put to use");
+    drop(wal);
+    // Nor does the power bring it back.
+    disk.power_loss(Tear::Lose);
+    assert_eq!(disk.paths().iter().filter(is_spare).count(), 0);
+}
+
+/// D5: reads that come from elsewhere, or from before, while the log is being opened.
+#[test]
+fn misdirected_reads_are_detected_while_opening() {
+    let (disk, _) = sample(false);
+    for number in 1..last_segment(&disk) {
+        for by in [-512, -64, -8, 8, 64, 512] {
+            let disk = disk.fork();
+            disk.shifted_reads(&segment(number), by);
+            let told = open(&disk).map(|(_, found)| found);
+            // Reads beyond the end of the file are errors, as from a device.
+            assert!(
+                matches!(told, Err(Error::Damage { .. } | Error::Io { .. })),
+                "segment {number} shifted by {by}: {told:?}"
+            );
+        }
+    }
+    // One segment's bytes in another's file, whole or from its header alone.
+    for (one, other) in [(1, 2), (2, 3), (3, 1)] {
+        let bytes = disk.contents(&segment(other)).unwrap();
+        let whole = disk.fork();
+        whole.overwrite(&segment(one), 0, &bytes);
+        assert_eq!(refused(&whole).0, one);
+        let header = disk.fork();
+        header.overwrite(&segment(one), 0, &bytes[..HEADER]);
+        let (number, _, what) = refused(&header);
+        assert_eq!(number, one);
+        assert!(what.contains(&format!("belongs to segment {other:016x}")), "{what}");
+    }
+}
+
+/// D5
+#[test]
+fn stale_reads_are_detected_while_opening() {
+    let mut refusals = 0;
+    for from in 0..20 {
+        let disk = FaultyDisk::new();
+        let (wal, _) = open(&disk).unwrap();
+        let mut stale = None;
+        for i in 0..30 {
+            wait(|done| wal.append(vec![entry(1, i, 300)], done)).unwrap();
+            if i == from {
+                let path = segment(current_segment(&disk));
+                disk.stale_reads(&path);
+                stale = disk.contents(&path).map(|bytes| (path, bytes));
+            }
+        }
+        drop(wal);
+        let (path, bytes) = stale.unwrap();
+        assert!(segment(current_segment(&disk)) > path);
+        if disk.contents(&path).unwrap() != bytes {
+            refused(&disk);
+            refusals += 1;
+        }
+        disk.heal_reads();
+        assert_eq!(open(&disk).unwrap().1.last, Some(pos(1, 29)));
+    }
+    assert!(refusals > 10, "{refusals}");
+}
+
+/// A batch that shows a tail to be damaged is found behind a long stretch of zeros too.
+#[test]
+fn damage_is_told_from_a_torn_tail_across_blank_space() {
+    let disk = FaultyDisk::new();
+    let options = || Options {
+        segment_bytes: 64 << 10,
+        ..options()
+    };
+    let (wal, _) = Wal::open(options(), Arc::new(disk.clone())).unwrap();
+    for i in 0..10 {
+        wait(|done| wal.append(vec![entry(1, i, 5000)], done)).unwrap();
+    }
+    drop(wal);
+    let places = records(&disk, 1);
+    let batches: Vec<_> = places.iter().filter(|place| place.kind == BATCH).collect();
+    let (lost, last) = (batches[2].at, batches.last().unwrap().at);
+    for until in [
+        last,
+        last - 8,
+        last - 4096,
+        (last & !4095) + 8,
+        (last & !4095),
+        (last & !4095) - 8,
+    ] {
+        let disk = disk.fork();
+        disk.overwrite(&segment(1), lost, &vec![0; until - lost]);
+        match Wal::open(options(), Arc::new(disk)).map(|(_, found)| found) {
+            Err(Error::Damage { segment, offset, .. }) => assert_eq!((segment.0, offset), (1, lost as u64)),
+            other => panic!("zeros up to {until:x}: {other:?}"),
+        }
+    }
+}
+
 /// D4: one bit in each byte, in a log that was closed in order.
 #[test]
 fn bit_flip_is_never_served() {
@@ -188,7 +441,7 @@ fn bit_flip_is_never_served() {
                     );
                     assert_eq!(found.vote.as_deref(), Some(&b"the vote"[..]));
                 }
-                Err(Error::Damage { .. } | Error::Version { .. }) => refusals += 1,
+                Err(Error::Damage { .. }) => refusals += 1,
                 Err(other) => panic!("flip in byte {byte} of segment {number}: {other:?}"),
             }
         }
@@ -323,6 +576,68 @@ fn wal_rejects_entry_index_out_of_range() {
     }
 }
 
+/// A6: the same in every other record that names a position. The last index of all is one too many.
+#[test]
+fn wal_rejects_positions_out_of_range() {
+    let disk = FaultyDisk::new();
+    let (wal, _) = open(&disk).unwrap();
+    wait(|done| wal.append((0..5).map(|i| entry(1, i, 40)).collect(), done)).unwrap();
+    wal.save_committed(pos(1, 1));
+    wait(|done| wal.truncate_after(Some(3), done)).unwrap();
+    wait(|done| wal.purge(pos(1, 1), done)).unwrap();
+    wait(|done| wal.append((4..30).map(|i| entry(2, i, 300)).collect(), done)).unwrap();
+    drop(wal);
+    let reset = FaultyDisk::new();
+    let (wal, _) = open(&reset).unwrap();
+    wait(|done| wal.reset(pos(2, 40), done)).unwrap();
+    drop(wal);
+    // Kinds, and where in their records indexes are.
+    let indexes: [(u8, &FaultyDisk, &[usize]); 6] = [
+        (2, &disk, &[16 + 24, 16 + 40, 16 + 56]),
+        (ENTRY, &disk, &[16 + 8]),
+        (5, &disk, &[16 + 8]),
+        (6, &disk, &[16 + 16]),
+        (7, &disk, &[16 + 16]),
+        (8, &reset, &[16 + 16]),
+    ];
+    for (kind, disk, indexes) in indexes {
+        let mut found = 0;
+        for number in 1..=last_segment(disk) {
+            for place in records(disk, number).into_iter().filter(|place| place.kind == kind) {
+                for index in indexes {
+                    let disk = disk.fork();
+                    disk.overwrite(&segment(number), place.at + index, &u64::MAX.to_le_bytes());
+                    if kind == 2 {
+                        disk.overwrite(&segment(number), place.at + 24, &[7]); // all three are known
+                    }
+                    reseal(&disk, number, place);
+                    refused(&disk);
+                    found += 1;
+                }
+            }
+        }
+        assert!(found > 0, "no record of kind {kind}");
+    }
+}
+
+/// A6: callers are held to the same.
+#[test]
+fn positions_out_of_range_are_refused() {
+    let disk = FaultyDisk::new();
+    let (wal, _) = open(&disk).unwrap();
+    wait(|done| wal.append(vec![entry(1, 0, 10)], done)).unwrap();
+    let beyond = pos(1, u64::MAX);
+    for told in [
+        wait(|done| wal.purge(beyond, done)),
+        wait(|done| wal.reset(beyond, done)),
+    ] {
+        assert!(matches!(told, Err(Error::OutOfRange { .. })), "{told:?}");
+    }
+    wal.save_committed(beyond);
+    wait(|done| wal.truncate_after(Some(u64::MAX), done)).unwrap();
+    assert_eq!(all(&wal), [entry(1, 0, 10)]);
+}
+
 /// A7
 #[test]
 fn wal_caps_record_length_before_allocating() {
@@ -391,6 +706,13 @@ fn a_segment_cut_short_is_refused() {
 fn a_newer_format_is_named() {
     let (disk, _) = sample(true);
     disk.overwrite(&segment(2), 8, &2u32.to_le_bytes());
+    let (number, _, what) = refused(&disk);
+    assert!(
+        number == 2 && what.contains("checksum"),
+        "without its checksum it is a flipped bit: {what}"
+    );
+    let header = disk.contents(&segment(2)).unwrap();
+    disk.overwrite(&segment(2), 60, &crc32c::crc32c(&header[..60]).to_le_bytes());
     match open(&disk) {
         Err(
             e @ Error::Version {
@@ -474,7 +796,7 @@ fn what_was_cut_never_comes_back() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, rng_seed: RngSeed::Fixed(0x51ed), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(400), failure_persistence: None, rng_seed: RngSeed::Fixed(0x51ed), ..ProptestConfig::default() })]
 
     /// A13: whatever the files hold, opening answers.
     #[test]

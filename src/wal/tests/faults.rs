@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kit::{all, entry, open, options, pos, segment, until, wait};
 use parking_lot::Mutex;
-use quorate_wal::disk::{FaultyDisk, Tear};
+use quorate_wal::disk::{Disk, FaultyDisk, Tear};
 use quorate_wal::{Error, Observer, Options, Wal};
 
 fn open_counting(disk: &FaultyDisk) -> (Wal, Arc<AtomicUsize>) {
@@ -297,26 +297,29 @@ fn every_batch_is_observed() {
 
 #[test]
 fn the_last_handle_may_go_in_a_callback() {
-    let disk = FaultyDisk::new();
-    let (wal, _) = open(&disk).unwrap();
-    let (tell, told) = mpsc::channel();
-    disk.hold_syncs(true);
-    let held = wal.clone();
-    wal.append(
-        vec![entry(1, 0, 10)],
-        Box::new(move |outcome| {
-            drop(held);
-            tell.send(outcome).unwrap();
-        }),
-    );
-    let release = disk.clone();
-    let unblock = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(20));
-        release.hold_syncs(false);
-    });
-    drop(wal);
-    told.recv().unwrap().unwrap();
-    unblock.join().unwrap();
+    for prepare_ahead in [false, true] {
+        let disk = FaultyDisk::new();
+        let used: Arc<dyn Disk> = Arc::new(disk.clone());
+        let options = Options {
+            prepare_ahead,
+            ..options()
+        };
+        let (wal, _) = Wal::open(options, used.clone()).unwrap();
+        let (tell, told) = mpsc::channel();
+        disk.hold_syncs(true);
+        let held = wal.clone();
+        wal.append(
+            vec![entry(1, 0, 10)],
+            Box::new(move |outcome| {
+                drop(held);
+                tell.send(outcome).unwrap();
+            }),
+        );
+        drop(wal);
+        disk.hold_syncs(false);
+        told.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
+        until("the threads end", || Arc::strong_count(&used) == 1);
+    }
 }
 
 #[test]
@@ -343,4 +346,312 @@ fn readers_see_whole_entries_while_segments_are_recycled() {
     }
     stop.store(1, Ordering::SeqCst);
     assert!(reading.join().unwrap() > 100);
+}
+
+/// B40: a purge whose sync failed is read from the page cache by the next start. Until it is durable, the segments that
+/// it lets go of stay, since a power loss may bring back the log that needs them.
+#[test]
+fn purged_segments_stay_until_a_restart_has_made_their_purge_durable() {
+    let mut failures = 0;
+    // With every number of votes before it, so that some recoveries have to begin a new segment.
+    for (prepare_ahead, votes) in [false, true]
+        .into_iter()
+        .flat_map(|ahead| (0..60).map(move |n| (ahead, n)))
+    {
+        let options = || Options {
+            prepare_ahead,
+            ..options()
+        };
+        let disk = FaultyDisk::new();
+        let (wal, _) = Wal::open(options(), Arc::new(disk.clone())).unwrap();
+        let entries: Vec<_> = (0..24).map(|i| entry(1, i, 300)).collect();
+        for entry in &entries {
+            wait(|done| wal.append(vec![entry.clone()], done)).unwrap();
+        }
+        for _ in 0..votes {
+            wait(|done| wal.save_vote(Bytes::from_static(b"vote"), done)).unwrap();
+        }
+        let used = (1..).take_while(|n| disk.contents(&segment(*n)).is_some()).count();
+        assert!(used > 3, "{used} segments");
+        if prepare_ahead {
+            let in_use = |n: &u64| {
+                disk.contents(&segment(*n))
+                    .is_some_and(|bytes| bytes[64..80] != [0; 16])
+            };
+            let next = (1..).find(|n| !in_use(n)).unwrap();
+            until("the next segment is prepared", || {
+                disk.contents(&segment(next)).is_some()
+            });
+        }
+        disk.fail_sync(1);
+        if wait(|done| wal.purge(pos(1, 20), done)).is_ok() {
+            continue; // it began a segment, and the sync was that of the one after it
+        }
+        failures += 1;
+        drop(wal);
+        disk.fail_sync(1);
+        let failed = Wal::open(options(), Arc::new(disk.clone())).map(|(_, found)| found);
+        assert!(matches!(failed, Err(Error::Sync { .. })), "{failed:?}");
+        disk.power_loss(Tear::Lose);
+        let (wal, found) = Wal::open(options(), Arc::new(disk.clone()))
+            .unwrap_or_else(|e| panic!("ahead {prepare_ahead}, {votes} votes: {e}"));
+        assert_eq!((found.purged, found.last), (None, Some(pos(1, 23))));
+        assert_eq!(all(&wal), entries);
+    }
+    assert!(failures > 100, "{failures}");
+}
+
+/// A purge that the last run had no time to act on: its segments go once the log is open.
+#[test]
+fn segments_purged_before_a_restart_are_put_to_use() {
+    let disk = FaultyDisk::new();
+    let (wal, _) = open(&disk).unwrap();
+    for i in 0..24 {
+        wait(|done| wal.append(vec![entry(1, i, 300)], done)).unwrap();
+    }
+    disk.fail_sync(1);
+    wait(|done| wal.purge(pos(1, 23), done)).unwrap_err();
+    drop(wal);
+    assert!(disk.contents(&segment(1)).is_some());
+    let (wal, found) = open(&disk).unwrap();
+    assert_eq!(found.purged, Some(pos(1, 23)));
+    drop(wal);
+    assert_eq!(disk.contents(&segment(1)), None);
+    assert!(disk.paths().len() <= 3, "{:?}", disk.paths());
+}
+
+/// A committed position must not reach the disk before the truncation that makes room for its entry: the entry that is
+/// there until then has another term, and the log would be refused.
+#[test]
+fn a_committed_position_waits_for_the_truncation_before_its_entry() {
+    let disk = FaultyDisk::new();
+    let options = || Options {
+        segment_bytes: 16 << 20,
+        ..options()
+    };
+    let (wal, _) = Wal::open(options(), Arc::new(disk.clone())).unwrap();
+    wait(|done| wal.append(vec![entry(1, 0, 10)], done)).unwrap();
+    let before = disk.contents(&segment(1)).unwrap();
+    disk.hold_syncs(true);
+    wal.save_vote(Bytes::new(), Box::new(|_| {}));
+    until("the batch is written", || disk.contents(&segment(1)).unwrap() != before);
+    // More than one batch holds, so that the truncation comes in a later one.
+    let (cut, (tell, told)) = (disk.clone(), mpsc::channel());
+    wal.append(vec![entry(1, 1, 1 << 20)], Box::new(|_| {}));
+    wal.append(vec![entry(3, 2, 1 << 20)], Box::new(|_| {}));
+    wal.append(
+        vec![entry(3, 3, 1 << 20)],
+        Box::new(move |outcome| {
+            cut.cut_power_after(0);
+            tell.send(outcome).unwrap();
+        }),
+    );
+    wal.append(vec![entry(3, 4, 3 << 20)], Box::new(|_| {}));
+    wal.truncate_after(Some(0), Box::new(|_| {}));
+    wal.append(vec![entry(2, 1, 10)], Box::new(|_| {}));
+    wal.save_committed(pos(2, 1));
+    disk.hold_syncs(false);
+    told.recv().unwrap().unwrap();
+    drop(wal);
+    disk.power_loss(Tear::Lose);
+    let (_, found) = Wal::open(options(), Arc::new(disk.clone())).unwrap();
+    assert_eq!((found.last, found.committed), (Some(pos(3, 3)), None));
+}
+
+/// The same where nothing is queued: the entry that the log has at that index is another one.
+#[test]
+fn a_committed_position_of_another_term_is_not_written() {
+    let disk = FaultyDisk::new();
+    let (wal, _) = open(&disk).unwrap();
+    wal.save_committed(pos(2, 1));
+    wait(|done| wal.append((0..3).map(|i| entry(1, i, 10)).collect(), done)).unwrap();
+    wait(|done| wal.truncate_after(Some(0), done)).unwrap();
+    wait(|done| wal.append((1..3).map(|i| entry(1, i, 10)).collect(), done)).unwrap();
+    drop(wal);
+    let (wal, found) = open(&disk).unwrap();
+    assert_eq!((found.last, found.committed), (Some(pos(1, 2)), None));
+    wal.save_committed(pos(2, 1));
+    wait(|done| wal.truncate_after(Some(0), done)).unwrap();
+    wait(|done| wal.append(vec![entry(2, 1, 10)], done)).unwrap();
+    drop(wal);
+    assert_eq!(open(&disk).unwrap().1.committed, Some(pos(2, 1)));
+}
+
+/// D7: finding out that the disk is full writes nothing to it.
+#[test]
+fn a_full_disk_is_not_filled_further_to_find_out() {
+    let disk = FaultyDisk::new();
+    let options = Options {
+        segment_bytes: 3 << 20,
+        ..options()
+    };
+    let (wal, _) = Wal::open(options, Arc::new(disk.clone())).unwrap();
+    disk.set_capacity(Some(disk.used() + (2 << 20)));
+    let refused = (0..).find_map(|i| {
+        let writes = disk.writes();
+        let outcome = wait(|done| wal.append(vec![entry(1, i, 500 << 10)], done));
+        outcome.err().map(|error| (error, disk.writes() - writes))
+    });
+    assert!(matches!(refused, Some((Error::NoSpace, 0))), "{refused:?}");
+}
+
+/// D7: where there is no space for a whole segment, one as small as the first will do.
+#[test]
+fn a_nearly_full_disk_gets_smaller_segments() {
+    for prepare_ahead in [false, true] {
+        let disk = FaultyDisk::new();
+        disk.set_capacity(Some(9 << 20));
+        let options = Options {
+            prepare_ahead,
+            segment_bytes: 64 << 20,
+            ..options()
+        };
+        let (wal, _) = Wal::open(options, Arc::new(disk.clone())).unwrap();
+        for i in 0..6 {
+            wait(|done| wal.append(vec![entry(1, i, 1 << 20)], done))
+                .unwrap_or_else(|e| panic!("entry {i}, ahead {prepare_ahead}: {e}"));
+        }
+        assert_eq!(disk.contents(&segment(2)).unwrap().len(), 4 << 20);
+        let refused = wait(|done| wal.append(vec![entry(1, 6, 2 << 20)], done));
+        assert!(matches!(refused, Err(Error::NoSpace)), "{refused:?}");
+    }
+}
+
+/// D7: a disk that only says no when it is written to is not written to for every caller.
+#[test]
+fn an_exceeded_quota_is_tried_seldom() {
+    let disk = FaultyDisk::new();
+    let options = Options {
+        prepare_ahead: true,
+        ..options()
+    };
+    let (wal, _) = Wal::open(options, Arc::new(disk.clone())).unwrap();
+    disk.set_quota(Some(12 << 10));
+    let mut next = 0;
+    while wait(|done| wal.append(vec![entry(1, next, 300)], done)).is_ok() {
+        next += 1;
+    }
+    for _ in 0..200 {
+        let told = wait(|done| wal.append(vec![entry(1, next, 300)], done));
+        assert!(matches!(told, Err(Error::NoSpace)), "{told:?}");
+    }
+    assert!(disk.over_quota() < 20, "{} tries", disk.over_quota());
+    disk.set_quota(None);
+    until("space is noticed", || wal.space().load(Ordering::SeqCst));
+    wait(|done| wal.append(vec![entry(1, next, 300)], done)).unwrap();
+}
+
+/// D7: started on a full disk, a lone member still elects itself: a vote, and the blank entry of its term.
+#[test]
+fn a_restart_on_a_full_disk_takes_what_an_election_needs() {
+    for prepare_ahead in [false, true] {
+        let options = || Options {
+            prepare_ahead,
+            ..options()
+        };
+        let disk = FaultyDisk::new();
+        let (wal, _) = Wal::open(options(), Arc::new(disk.clone())).unwrap();
+        disk.set_capacity(Some(12 << 10));
+        let mut next = 0;
+        while wait(|done| wal.append(vec![entry(1, next, 300)], done)).is_ok() {
+            next += 1;
+        }
+        while wait(|done| wal.append(vec![entry(1, next, 10)], done)).is_ok() {
+            next += 1;
+        }
+        drop(wal);
+        for term in 2..4 {
+            let (wal, _) = Wal::open(options(), Arc::new(disk.clone())).unwrap();
+            wait(|done| wal.save_vote(Bytes::from_static(b"myself"), done)).unwrap();
+            wait(|done| wal.append_reserved(vec![entry(term, next, 10)], done)).unwrap();
+            next += 1;
+            let told = wait(|done| wal.append(vec![entry(term, next, 10)], done));
+            assert!(matches!(told, Err(Error::NoSpace)), "{told:?}");
+        }
+        // And then makes room.
+        let (wal, _) = Wal::open(options(), Arc::new(disk.clone())).unwrap();
+        wait(|done| wal.purge(pos(3, next - 1), done)).unwrap();
+        until("there is space again", || {
+            wait(|done| wal.append(vec![entry(3, wal.state().1.unwrap().index + 1, 300)], done)).is_ok()
+        });
+    }
+}
+
+#[test]
+fn what_is_queued_counts_as_written() {
+    let disk = FaultyDisk::new();
+    let options = Options {
+        segment_bytes: 64 << 10,
+        ..options()
+    };
+    let (wal, _) = Wal::open(options, Arc::new(disk.clone())).unwrap();
+    let (before, blank) = (wal.writable_bytes(), disk.contents(&segment(1)).unwrap());
+    disk.hold_syncs(true);
+    let (tell, told) = mpsc::channel();
+    for i in 0..5 {
+        let tell = tell.clone();
+        wal.append(
+            vec![entry(1, i, 1000)],
+            Box::new(move |outcome| tell.send(outcome).unwrap()),
+        );
+        if i == 0 {
+            // This one is on its way to the disk, the others wait.
+            until("the batch is written", || disk.contents(&segment(1)).unwrap() != blank);
+        }
+        let most = before - 1000 * (i + 1);
+        assert!(
+            wal.writable_bytes() <= most,
+            "{} are more than {most}",
+            wal.writable_bytes()
+        );
+    }
+    let queued = wal.writable_bytes();
+    assert!(
+        before - queued < 5500,
+        "{} bytes are taken for 5 entries",
+        before - queued
+    );
+    disk.hold_syncs(false);
+    (0..5).for_each(|_| told.recv().unwrap().unwrap());
+    // Now the heads of the batches are known too.
+    let after = wal.writable_bytes();
+    assert!(
+        after <= queued && queued - after < 500,
+        "{queued} bytes before, {after} after"
+    );
+}
+
+/// A spare that could not be made ready is still a spare: on a full disk there is no other way to a segment.
+#[test]
+fn a_spare_survives_an_error_of_the_disk() {
+    let disk = FaultyDisk::new();
+    let (wal, _) = open(&disk).unwrap();
+    let mut next = 0;
+    let mut append = |wal: &Wal| {
+        next += 1;
+        wait(|done| wal.append(vec![entry(1, next - 1, 300)], done))
+    };
+    (0..30).for_each(|_| append(&wal).unwrap());
+    wait(|done| wal.purge(pos(1, 28), done)).unwrap();
+    let is_spare = |path: &std::path::PathBuf| path.extension().is_some_and(|ext| ext == "spare");
+    let spares = || disk.paths().iter().filter(|path| is_spare(path)).count();
+    until("there is a spare", || spares() == 1);
+    disk.set_capacity(Some(disk.used()));
+    // Where a segment is begun, the first sync is the batch's and the second the spare's, which gets a header then.
+    let prepared = disk.paths().into_iter().rfind(|path| !is_spare(path)).unwrap();
+    let begun = || disk.contents(&prepared).unwrap()[64..80] != [0; 16];
+    assert!(!begun());
+    let syncs = loop {
+        let syncs = disk.syncs();
+        disk.fail_sync(2);
+        append(&wal).unwrap();
+        if begun() {
+            break syncs;
+        }
+    };
+    until("the sync has failed", || disk.syncs() == syncs + 2);
+    for i in 0..9 {
+        append(&wal).unwrap_or_else(|e| panic!("entry {i} after the error: {e}"));
+    }
+    assert_eq!(spares(), 0);
 }

@@ -1,11 +1,13 @@
 //! The log through its public face, on real files.
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
-use quorate_wal::{Done, Entry, Error, LogPos, Options, RealDisk, Recovered, Wal};
+use parking_lot::Mutex;
+use quorate_wal::{Disk, Done, Entry, Error, File, LogPos, Options, RealDisk, Recovered, Wal};
 
 fn pos(term: u64, index: u64) -> LogPos {
     LogPos { term, index }
@@ -144,6 +146,7 @@ fn an_entry_larger_than_a_segment_gets_one_of_its_own() {
     assert_eq!(read(&wal), [entry(1, 0), large, entry(1, 2)]);
 }
 
+/// A19
 #[test]
 fn a_caller_that_leaves_a_gap_is_told_and_nothing_is_kept() {
     let dir = tempfile::tempdir().unwrap();
@@ -200,6 +203,107 @@ fn the_bytes_of_an_answer_are_bounded_but_for_its_first_entry() {
     assert_eq!(wal.read(0..10, 0).unwrap().len(), 1);
     assert_eq!(wal.read(7..7, 100).unwrap(), []);
     assert_eq!(wal.read(10..20, 100).unwrap(), []);
+}
+
+/// Each name on the way to the log is in a directory that was synced after it was made.
+#[test]
+fn a_new_directory_is_durable_with_all_its_parents() {
+    #[derive(Debug)]
+    struct Watched(Mutex<Vec<PathBuf>>);
+    impl Disk for Watched {
+        fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+            self.0.lock().clear(); // what was synced before does not count
+            RealDisk.create_dir_all(dir)
+        }
+        fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+            RealDisk.list(dir)
+        }
+        fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+            RealDisk.create(path)
+        }
+        fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+            RealDisk.open(path)
+        }
+        fn open_read(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+            RealDisk.open_read(path)
+        }
+        fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+            RealDisk.free_bytes(dir)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            RealDisk.rename(from, to)
+        }
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            RealDisk.remove(path)
+        }
+        fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+            self.0.lock().push(dir.to_path_buf());
+            RealDisk.sync_dir(dir)
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let disk = Arc::new(Watched(Mutex::default()));
+    let (wal, _) = Wal::open(options(&root.join("a/b/wal")), disk.clone()).unwrap();
+    let synced = disk.0.lock().clone();
+    for parent in ["", "a", "a/b", "a/b/wal"] {
+        assert!(
+            synced.contains(&root.join(parent)),
+            "{parent:?} is not among {synced:?}"
+        );
+    }
+    drop(wal);
+}
+
+/// A disk that is only read may be mounted so.
+#[test]
+fn checking_a_log_needs_no_right_to_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, _) = open(dir.path());
+    append(&wal, vec![entry(1, 0)]);
+    wal.close().unwrap();
+    let report = quorate_wal::check::check(&ReadOnly, dir.path(), None).unwrap().unwrap();
+    assert_eq!(report.entries, 1);
+}
+
+/// Root may write to any file, so it is the disk that refuses.
+#[derive(Debug)]
+struct ReadOnly;
+
+impl ReadOnly {
+    fn refuse<T>() -> io::Result<T> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+}
+
+impl Disk for ReadOnly {
+    fn create_dir_all(&self, _: &Path) -> io::Result<()> {
+        Self::refuse()
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(dir)
+    }
+    fn create(&self, _: &Path) -> io::Result<Arc<dyn File>> {
+        Self::refuse()
+    }
+    fn open(&self, _: &Path) -> io::Result<Arc<dyn File>> {
+        Self::refuse()
+    }
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        RealDisk.open_read(path)
+    }
+    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        Self::refuse()
+    }
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
+        Self::refuse()
+    }
+    fn remove(&self, _: &Path) -> io::Result<()> {
+        Self::refuse()
+    }
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        Self::refuse()
+    }
 }
 
 #[test]

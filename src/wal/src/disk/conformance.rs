@@ -7,7 +7,7 @@ use super::{Disk, File};
 
 /// Runs every check, each in a directory of its own below `root`, and panics at the first broken promise.
 pub fn check_all(disk: &dyn Disk, root: &Path) {
-    let checks: [(&str, Check); 8] = [
+    let checks: [(&str, Check); 10] = [
         ("directories", directories_can_be_made_twice),
         ("bytes", bytes_are_read_back),
         ("overwrite", overwriting_changes_only_what_is_written),
@@ -16,6 +16,8 @@ pub fn check_all(disk: &dyn Disk, root: &Path) {
         ("names", names_are_exclusive_and_missing_ones_told),
         ("rename", renaming_replaces_and_keeps_handles),
         ("remove", removed_files_stay_readable_through_handles),
+        ("read only", a_file_opened_for_reading_stays_as_it_is),
+        ("free", there_is_space_to_be_told_of),
     ];
     for (name, check) in checks {
         let dir = root.join(name);
@@ -130,4 +132,18 @@ fn removed_files_stay_readable_through_handles(disk: &dyn Disk, dir: &Path) {
     disk.remove(&path).expect("remove");
     assert!(disk.list(dir).expect("list").is_empty());
     assert_eq!(read(&*file, 0, 5), b"still");
+}
+
+fn a_file_opened_for_reading_stays_as_it_is(disk: &dyn Disk, dir: &Path) {
+    let path = dir.join("f");
+    assert_eq!(disk.open_read(&path).expect_err("missing").kind(), ErrorKind::NotFound);
+    disk.create(&path).expect("create").write_at(b"kept", 0).expect("write");
+    let file = disk.open_read(&path).expect("open for reading");
+    file.write_at(b"lost", 0).expect_err("write");
+    file.set_len(1).expect_err("change the length");
+    assert_eq!(read(&*file, 0, 4), b"kept");
+}
+
+fn there_is_space_to_be_told_of(disk: &dyn Disk, dir: &Path) {
+    assert!(disk.free_bytes(dir).expect("free bytes") > 1 << 16);
 }

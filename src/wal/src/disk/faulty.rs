@@ -55,6 +55,8 @@ struct Volume {
     /// Changes of names that are not durable yet, in order.
     pending: Vec<Renaming>,
     dirs: BTreeSet<PathBuf>,
+    /// All that were asked for.
+    renames: Vec<(PathBuf, PathBuf)>,
     last_inode: Inode,
     /// Handles of an earlier life are dead.
     life: u64,
@@ -66,6 +68,9 @@ struct Volume {
     fail_sync_at: Option<u64>,
     writes: u64,
     capacity: Option<u64>,
+    quota: Option<u64>,
+    /// Attempts to grow a file that the quota refused.
+    over_quota: u64,
     misreads: BTreeMap<Inode, Misread>,
     sync_time: Duration,
     held: bool,
@@ -168,6 +173,7 @@ impl FaultyDisk {
         volume.fail_write_at = None;
         volume.fail_sync_at = None;
         volume.capacity = None;
+        volume.quota = None;
         volume.misreads.clear();
         self.0.resumed.notify_all();
     }
@@ -188,6 +194,21 @@ impl FaultyDisk {
     /// Files may take this many bytes together; growing beyond fails with `StorageFull`. `None` lifts the limit.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.0.volume.lock().capacity = bytes;
+    }
+
+    /// The same, unseen by [`free_bytes`](Disk::free_bytes) and failing with `QuotaExceeded`.
+    pub fn set_quota(&self, bytes: Option<u64>) {
+        self.0.volume.lock().quota = bytes;
+    }
+
+    /// How often the quota has refused so far.
+    pub fn over_quota(&self) -> u64 {
+        self.0.volume.lock().over_quota
+    }
+
+    /// Writes to files so far.
+    pub fn writes(&self) -> u64 {
+        self.0.volume.lock().writes
     }
 
     /// Bytes that files take.
@@ -262,6 +283,11 @@ impl FaultyDisk {
         }
     }
 
+    /// Renames so far, in order.
+    pub fn renames(&self) -> Vec<(PathBuf, PathBuf)> {
+        self.0.volume.lock().renames.clone()
+    }
+
     /// What the file holds, for tests to look at.
     pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
         let volume = self.0.volume.lock();
@@ -273,12 +299,22 @@ impl FaultyDisk {
         self.0.volume.lock().names.keys().cloned().collect()
     }
 
-    fn handle(&self, inode: Inode, life: u64) -> Arc<dyn File> {
+    fn handle(&self, inode: Inode, life: u64, writable: bool) -> Arc<dyn File> {
         Arc::new(FaultyFile {
             disk: self.clone(),
             inode,
             life,
+            writable,
         })
+    }
+
+    fn find(&self, path: &Path, writable: bool) -> io::Result<Arc<dyn File>> {
+        let volume = self.0.volume.lock();
+        if volume.off {
+            return Err(eio("the power is off"));
+        }
+        let inode = *volume.names.get(path).ok_or_else(|| not_found(path))?;
+        Ok(self.handle(inode, volume.life, writable))
     }
 }
 
@@ -339,10 +375,14 @@ impl Volume {
     }
 
     /// Room for a file to grow from `from` to `to` bytes.
-    fn grow(&self, from: usize, to: usize) -> io::Result<()> {
+    fn grow(&mut self, from: usize, to: usize) -> io::Result<()> {
         let more = to.saturating_sub(from) as u64;
         if more > 0 && self.capacity.is_some_and(|capacity| self.used() + more > capacity) {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "injected: disk full"));
+        }
+        if more > 0 && self.quota.is_some_and(|quota| self.used() + more > quota) {
+            self.over_quota += 1;
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "injected: over quota"));
         }
         Ok(())
     }
@@ -386,16 +426,22 @@ impl Disk for FaultyDisk {
         let inode = volume.last_inode;
         volume.files.insert(inode, Content::default());
         volume.rename(Renaming::Create(path.to_owned(), inode))?;
-        Ok(self.handle(inode, volume.life))
+        Ok(self.handle(inode, volume.life, true))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        self.find(path, true)
+    }
+
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        self.find(path, false)
+    }
+
+    fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
         let volume = self.0.volume.lock();
-        if volume.off {
-            return Err(eio("the power is off"));
-        }
-        let inode = *volume.names.get(path).ok_or_else(|| not_found(path))?;
-        Ok(self.handle(inode, volume.life))
+        Ok(volume
+            .capacity
+            .map_or(u64::MAX, |capacity| capacity.saturating_sub(volume.used())))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -403,6 +449,7 @@ impl Disk for FaultyDisk {
         if !volume.names.contains_key(from) {
             return Err(not_found(from));
         }
+        volume.renames.push((from.to_owned(), to.to_owned()));
         volume.rename(Renaming::Rename(from.to_owned(), to.to_owned()))
     }
 
@@ -432,9 +479,20 @@ struct FaultyFile {
     disk: FaultyDisk,
     inode: Inode,
     life: u64,
+    writable: bool,
 }
 
 impl FaultyFile {
+    fn writable(&self) -> io::Result<()> {
+        match self.writable {
+            true => Ok(()),
+            false => Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "the file was opened for reading",
+            )),
+        }
+    }
+
     fn with<T>(&self, act: impl FnOnce(&mut Volume) -> io::Result<T>) -> io::Result<T> {
         let mut volume = self.disk.0.volume.lock();
         volume.alive(self.life)?;
@@ -452,6 +510,7 @@ impl File for FaultyFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        self.writable()?;
         self.with(|volume| {
             let from = content(volume, self.inode)?.len();
             volume.grow(from, len as usize)?;
@@ -471,6 +530,7 @@ impl File for FaultyFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.writable()?;
         self.with(|volume| {
             let (from, end) = (content(volume, self.inode)?.len(), offset as usize + bytes.len());
             volume.grow(from, end)?;

@@ -41,6 +41,15 @@ impl<'a> Window<'a> {
         Ok(&self.bytes[from..from + len])
     }
 
+    /// The first place from `at` on, in steps of `blank`, where the file does not hold the same as `blank`, or where less
+    /// than that is left of it.
+    pub(super) fn skip_blank(&mut self, mut at: u64, blank: &[u8]) -> Result<u64, Error> {
+        while at + blank.len() as u64 <= self.segment.bytes && self.get(at, blank.len())? == blank {
+            at += blank.len() as u64;
+        }
+        Ok(at)
+    }
+
     /// The record at `at` if there is a sound one: kind, session and body.
     pub(super) fn record(&mut self, at: u64) -> Result<Result<(Head, &[u8]), String>, Error> {
         let rest = self.segment.bytes - at;

@@ -12,6 +12,7 @@ use quorate_wal::disk::{FaultyDisk, Tear};
 use quorate_wal::{Done, Entry, Error, LogPos, Options, Recovered, Wal};
 
 pub const DIR: &str = "/member/wal";
+pub const OWNER: u64 = 0x1122_3344_5566_7788;
 
 pub fn pos(term: u64, index: u64) -> LogPos {
     LogPos { term, index }
@@ -39,8 +40,14 @@ pub fn options() -> Options {
         segment_bytes: 4096,
         cache_bytes: 300,
         prepare_ahead: false,
+        owner: OWNER,
         ..Options::new(DIR)
     }
+}
+
+/// Cases of a property: as many as the environment variable QUORATE_CASES says, for longer runs.
+pub fn cases(usual: u32) -> u32 {
+    std::env::var("QUORATE_CASES").map_or(usual, |cases| cases.parse().expect("QUORATE_CASES is a number"))
 }
 
 /// Calls and waits for the answer.
