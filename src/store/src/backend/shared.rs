@@ -116,6 +116,10 @@ impl Control {
         if self.role == Role::Retired {
             return Err(Error::Replaced);
         }
+        // The thread will find it too, and end; nothing comes in until then.
+        if let Some(failure) = &self.read_failure {
+            return Err(failure.clone());
+        }
         match (&self.failed, self.stop) {
             (Some(source), _) => Err(Error::Poisoned { source: source.clone() }),
             (None, Some(_)) => Err(Error::Closed),
