@@ -56,8 +56,9 @@ struct State {
     events: usize,
     /// End of the queue when it was last asked whether the client is slow.
     asked_at: u64,
-    /// The events that were queued last, with or without previous pairs. In the queue they are charged for once: the
-    /// watchers that share them are served one after the other.
+    /// The events that were queued last, with or without previous pairs. In the queue they are charged for once, with
+    /// the first watcher that gets them. The others come soon after it, so what waits uncharged is no more than what may
+    /// wait anyway.
     charged: (Weak<Chunk>, bool),
     /// Responses before this one take no more events.
     barrier: u64,

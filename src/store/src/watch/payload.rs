@@ -118,16 +118,22 @@ impl Change {
 
 /// Sees to the previous pairs of all of these.
 pub(super) fn load_prevs(changes: &[Arc<Change>], history: &dyn History) -> Result<(), HistoryError> {
-    let missing = || changes.iter().filter(|change| change.prev.get().is_none());
-    let wanted: Vec<(&[u8], Revision)> = missing()
-        .filter_map(|change| change.event.prev.map(|revision| (&change.event.key[..], revision)))
+    let missing: Vec<&Change> = changes
+        .iter()
+        .map(Arc::as_ref)
+        .filter(|change| change.prev.get().is_none())
         .collect();
-    let mut pairs = match wanted.is_empty() {
+    let wanted: Vec<(&[u8], Revision)> = missing
+        .iter()
+        .filter_map(|change| Some((change.key(), change.event.prev?)))
+        .collect();
+    let pairs = match wanted.is_empty() {
         true => Vec::new(),
         false => history.pairs_at(&wanted)?,
-    }
-    .into_iter();
-    for change in missing() {
+    };
+    debug_assert_eq!(pairs.len(), wanted.len());
+    let mut pairs = pairs.into_iter();
+    for change in missing {
         let pair = change.event.prev.and_then(|_| pairs.next().flatten());
         // A second thread may have been faster; it read the same.
         let _ = change.prev.set(pair.map(Box::new));
