@@ -345,6 +345,12 @@ impl Wal {
         self.0.shared.writable.load(Ordering::Relaxed) + self.0.shared.preparer.ready_bytes()
     }
 
+    /// The next segment is being made. Until it is there or [`space`](Self::space) turns false, it is open whether the log
+    /// takes more than [`writable_bytes`](Self::writable_bytes).
+    pub fn is_preparing(&self) -> bool {
+        self.0.shared.preparer.is_preparing()
+    }
+
     /// Writes what is queued and an end mark, and ends the log's threads. Other handles still read; what they ask to
     /// write is answered with [`Error::Closed`].
     pub fn close(self) -> Result<(), Error> {
