@@ -1,6 +1,6 @@
 //! Watch: one gRPC stream, many watchers. The hub owns them; this carries requests in and responses out.
 
-use super::decode_streamed;
+use super::{decode_streamed, leader};
 use crate::member::Member;
 use crate::rpc::{CallContext, Incoming, Outgoing};
 use parking_lot::Mutex;
@@ -9,7 +9,6 @@ use quorate_api::{Error, Status};
 use quorate_store::watch::{Header, Segments, WatchStream};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Serves one stream until the client ends it. A half-closed stream goes on: its watchers keep running.
 pub async fn serve(
@@ -24,7 +23,7 @@ pub async fn serve(
     tokio::select! {
         ended = requests(&stream, incoming) => ended,
         ended = responses(member, &stream, outgoing) => ended,
-        () = leader_lost(member), if call.requires_leader() => Err(Error::NoLeader.into()),
+        lost = leader::lost(member), if call.requires_leader() => Err(lost),
     }
 }
 
@@ -61,22 +60,5 @@ async fn responses(member: &Member, stream: &Mutex<WatchStream>, mut outgoing: O
         };
         response.encode(&header, &mut segments);
         outgoing.send(segments.take()).await?;
-    }
-}
-
-/// Returns when no leader was known for three election timeouts in a row.
-async fn leader_lost(member: &Member) {
-    let election = member.limits.election_timeout;
-    let mut missing = Duration::ZERO;
-    loop {
-        tokio::time::sleep(election).await;
-        missing = if member.node.leader().is_some() {
-            Duration::ZERO
-        } else {
-            missing + election
-        };
-        if missing >= election * 3 {
-            return;
-        }
     }
 }
