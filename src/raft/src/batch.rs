@@ -20,6 +20,9 @@ const BATCH: u8 = 1;
 const MEMBERSHIP: u8 = 2;
 const HEAD: usize = 1 + 3 * 8;
 
+/// Room in a batch's buffer that may stay unused.
+const SPARE_BYTES_MAX: usize = 4 << 10;
+
 pub type Payload = EntryPayload<Batch, u64, EmptyNode>;
 
 /// Who waits for a batch: the member that took its requests, which start of that member's process, and the batch's
@@ -71,10 +74,20 @@ impl Batch {
         head.put_u64_le(origin.member);
         head.put_u64_le(origin.boot);
         head.put_u64_le(origin.sequence);
-        Self {
-            payload: buffer.freeze(),
-            origin,
-        }
+        // Its memory stays for as long as the log remembers the entry, and that counts bytes in use.
+        let spare = buffer.capacity() - buffer.len();
+        let payload = if spare > buffer.len().max(SPARE_BYTES_MAX) {
+            Bytes::copy_from_slice(&buffer)
+        } else {
+            buffer.freeze()
+        };
+        Self { payload, origin }
+    }
+
+    /// Bytes of memory that the batch keeps.
+    #[cfg(test)]
+    pub(crate) fn kept_bytes(self) -> usize {
+        BytesMut::from(self.payload).capacity()
     }
 
     pub fn origin(&self) -> Origin {

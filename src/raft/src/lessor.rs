@@ -11,11 +11,24 @@
 //! ```
 //!
 //! Invariant: a lease never ends before its deadline as last renewed; it may live a little longer.
+//!
+//! Apply changes the store first and tells the lessor afterwards. Who asks the lessor about a lease asks the store too:
+//! between the two a lease may be known to one of them only.
 
 use parking_lot::Mutex;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::time::{Duration, Instant};
+
+/// A new leader with at least so many leases spreads their ends, as etcd does: deadlines that the old leader had apart
+/// come close together when all start afresh.
+const SPREAD_FROM: usize = 1000;
+
+/// Ends in any one second after that.
+const SPREAD_PER_SEC: usize = 750;
+
+/// Entries that the queue may hold on top of two a lease before those that count for nothing are dropped.
+const QUEUE_SLACK: usize = 1024;
 
 /// Monotonic time. The real one or, in tests, one that is moved by hand.
 pub trait Clock: Send + Sync + 'static {
@@ -54,6 +67,11 @@ pub enum Renewal {
     NotLeader,
 }
 
+/// This member keeps no deadlines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this member does not lead and keeps no deadlines")]
+pub struct NotLeading;
+
 /// Time left on a lease, as the leader sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeToLive {
@@ -80,14 +98,17 @@ pub struct Lessor {
 struct Leading {
     term: u64,
     leases: HashMap<i64, Deadline>,
-    /// Every lease that is not ending has at least one entry, at or before its deadline; entries that a renewal or
-    /// revocation has made stale are dropped or pushed back when they come up.
+    /// Every lease that is not ending has one entry that counts, at [`Deadline::queued`]. A renewal mostly leaves it
+    /// where it is: it is pushed back when it comes up. Others count for nothing and are dropped when they come up, or
+    /// all together when there are too many.
     queue: BinaryHeap<Reverse<(Duration, i64)>>,
 }
 
 struct Deadline {
     ttl_secs: i64,
     at: Duration,
+    /// Where the lease stands in the queue: at or before `at`.
+    queued: Duration,
     ending: bool,
 }
 
@@ -107,18 +128,22 @@ impl Lessor {
     pub fn lead(&self, term: u64, extend: Duration, read: impl FnOnce() -> Vec<Known>) {
         let mut state = self.state.lock();
         let now = self.clock.now();
+        let start = now.saturating_add(extend);
+        let mut ends: Vec<_> = read()
+            .into_iter()
+            .map(|lease| {
+                let left = secs(lease.remaining_secs.unwrap_or(lease.ttl_secs));
+                (start.saturating_add(left), lease)
+            })
+            .collect();
+        spread(&mut ends);
         let mut leading = Leading {
             term,
-            leases: HashMap::new(),
-            queue: BinaryHeap::new(),
+            leases: HashMap::with_capacity(ends.len()),
+            queue: BinaryHeap::with_capacity(ends.len()),
         };
-        for lease in read() {
-            let left = secs(lease.remaining_secs.unwrap_or(lease.ttl_secs));
-            leading.insert(
-                lease.id,
-                lease.ttl_secs,
-                now.saturating_add(extend).saturating_add(left),
-            );
+        for (at, lease) in ends {
+            leading.insert(lease.id, lease.ttl_secs, at);
         }
         *state = Some(leading);
     }
@@ -140,6 +165,7 @@ impl Lessor {
     pub fn revoked(&self, id: i64) {
         if let Some(leading) = self.state.lock().as_mut() {
             leading.leases.remove(&id);
+            leading.tidy();
         }
     }
 
@@ -154,35 +180,38 @@ impl Lessor {
             None => Renewal::Unknown,
             Some(lease) if lease.ending || lease.at <= now => Renewal::Ending,
             Some(lease) => {
-                lease.at = now.saturating_add(secs(lease.ttl_secs));
-                Renewal::Renewed {
-                    ttl_secs: lease.ttl_secs,
+                let ttl_secs = lease.ttl_secs;
+                lease.at = now.saturating_add(secs(ttl_secs));
+                // Soon after an election even a full TTL can end before the deadline that the lease got there.
+                if lease.at < lease.queued {
+                    lease.queued = lease.at;
+                    leading.queue.push(Reverse((lease.at, id)));
+                    leading.tidy();
                 }
+                Renewal::Renewed { ttl_secs }
             }
         }
     }
 
-    /// `None` when there is no such lease or this member does not lead.
-    pub fn time_to_live(&self, id: i64) -> Option<TimeToLive> {
+    /// `None` when there is no such lease.
+    pub fn time_to_live(&self, id: i64) -> Result<Option<TimeToLive>, NotLeading> {
         let now = self.clock.now();
         let state = self.state.lock();
-        let lease = state.as_ref()?.leases.get(&id)?;
-        let remaining_secs = i64::try_from(lease.at.saturating_sub(now).as_secs()).unwrap_or(i64::MAX);
-        Some(TimeToLive {
+        let leading = state.as_ref().ok_or(NotLeading)?;
+        Ok(leading.leases.get(&id).map(|lease| TimeToLive {
             granted_secs: lease.ttl_secs,
-            remaining_secs,
-        })
+            remaining_secs: i64::try_from(lease.at.saturating_sub(now).as_secs()).unwrap_or(i64::MAX),
+        }))
     }
 
     /// Ids of all leases that are kept, soonest end first; `None` when this member does not lead.
     pub fn by_deadline(&self) -> Option<Vec<i64>> {
-        let state = self.state.lock();
-        let mut all: Vec<_> = state
-            .as_ref()?
-            .leases
-            .iter()
-            .map(|(id, lease)| (lease.at, *id))
-            .collect();
+        // Sorted when the lock is free again: apply and keepalives want it.
+        let mut all: Vec<_> = {
+            let state = self.state.lock();
+            let leases = state.as_ref()?.leases.iter();
+            leases.map(|(id, lease)| (lease.at, *id)).collect()
+        };
         all.sort_unstable();
         Some(all.into_iter().map(|(_, id)| id).collect())
     }
@@ -199,16 +228,19 @@ impl Lessor {
                 Some(Reverse((at, _))) if *at <= now => {}
                 _ => break,
             }
-            let Some(Reverse((_, id))) = leading.queue.pop() else {
+            let Some(Reverse((queued, id))) = leading.queue.pop() else {
                 break;
             };
             match leading.leases.get_mut(&id) {
-                Some(lease) if lease.ending => {}
+                Some(lease) if !lease.counts(queued) => {}
                 Some(lease) if lease.at <= now => {
                     lease.ending = true;
                     ended.push(id);
                 }
-                Some(lease) => leading.queue.push(Reverse((lease.at, id))),
+                Some(lease) => {
+                    lease.queued = lease.at;
+                    leading.queue.push(Reverse((lease.at, id)));
+                }
                 None => {}
             }
         }
@@ -219,10 +251,19 @@ impl Lessor {
     pub fn retry(&self, id: i64) {
         let mut state = self.state.lock();
         let Some(leading) = state.as_mut() else { return };
-        if let Some(lease) = leading.leases.get_mut(&id) {
+        // One that is not ending has its place in the queue: it was granted anew.
+        if let Some(lease) = leading.leases.get_mut(&id).filter(|lease| lease.ending) {
             lease.ending = false;
+            lease.queued = lease.at;
             leading.queue.push(Reverse((lease.at, id)));
         }
+    }
+}
+
+impl Deadline {
+    /// Whether an entry of the queue is this lease's.
+    fn counts(&self, queued: Duration) -> bool {
+        !self.ending && self.queued == queued
     }
 }
 
@@ -233,10 +274,33 @@ impl Leading {
             Deadline {
                 ttl_secs,
                 at,
+                queued: at,
                 ending: false,
             },
         );
         self.queue.push(Reverse((at, id)));
+        self.tidy();
+    }
+
+    /// Leases that are granted and revoked long before their end must not leave memory behind until then.
+    fn tidy(&mut self) {
+        if self.queue.len() <= 2 * self.leases.len() + QUEUE_SLACK {
+            return;
+        }
+        let alive = self.leases.iter().filter(|(_, lease)| !lease.ending);
+        self.queue = alive.map(|(id, lease)| Reverse((lease.queued, *id))).collect();
+    }
+}
+
+/// Puts off the ends of leases where more than [`SPREAD_PER_SEC`] fall within a second.
+fn spread(ends: &mut [(Duration, Known)]) {
+    if ends.len() < SPREAD_FROM {
+        return;
+    }
+    ends.sort_unstable_by_key(|(at, lease)| (*at, lease.id));
+    for next in SPREAD_PER_SEC..ends.len() {
+        let earliest = ends[next - SPREAD_PER_SEC].0.saturating_add(Duration::from_secs(1));
+        ends[next].0 = ends[next].0.max(earliest);
     }
 }
 
@@ -245,129 +309,4 @@ fn secs(secs: i64) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    #[derive(Clone, Default)]
-    struct Manual(Arc<AtomicU64>);
-
-    impl Manual {
-        fn advance(&self, secs: u64) {
-            self.0.fetch_add(secs, Ordering::Relaxed);
-        }
-    }
-
-    impl Clock for Manual {
-        fn now(&self) -> Duration {
-            Duration::from_secs(self.0.load(Ordering::Relaxed))
-        }
-    }
-
-    fn leading(leases: &[Known]) -> (Lessor, Manual) {
-        let clock = Manual::default();
-        let lessor = Lessor::new(Box::new(clock.clone()));
-        lessor.lead(3, Duration::from_secs(1), || leases.to_vec());
-        (lessor, clock)
-    }
-
-    #[test]
-    fn a_lease_ends_after_its_ttl_and_is_named_once() {
-        let (lessor, clock) = leading(&[]);
-        lessor.granted(7, 5);
-        clock.advance(4);
-        assert_eq!(lessor.expired(10), None);
-        assert_eq!(
-            lessor.time_to_live(7),
-            Some(TimeToLive {
-                granted_secs: 5,
-                remaining_secs: 1
-            })
-        );
-        clock.advance(1);
-        assert_eq!(
-            lessor.renew(7),
-            Renewal::Ending,
-            "too late, even before the scan saw it"
-        );
-        assert_eq!(lessor.expired(10), Some((3, vec![7])));
-        assert_eq!(lessor.expired(10), None);
-        lessor.retry(7);
-        assert_eq!(lessor.expired(10), Some((3, vec![7])));
-        lessor.revoked(7);
-        assert_eq!(lessor.renew(7), Renewal::Unknown);
-    }
-
-    #[test]
-    fn renewal_gives_the_full_ttl_again() {
-        let (lessor, clock) = leading(&[]);
-        lessor.granted(7, 5);
-        for _ in 0..10 {
-            clock.advance(4);
-            assert_eq!(lessor.renew(7), Renewal::Renewed { ttl_secs: 5 });
-            assert_eq!(lessor.expired(10), None);
-        }
-        clock.advance(5);
-        assert_eq!(lessor.expired(10), Some((3, vec![7])));
-    }
-
-    /// B30: a new leader neither shortens a lease nor gives it more than what was replicated and the extension.
-    #[test]
-    fn a_new_leader_starts_from_what_was_replicated() {
-        let (lessor, clock) = leading(&[
-            Known {
-                id: 1,
-                ttl_secs: 10,
-                remaining_secs: None,
-            },
-            Known {
-                id: 2,
-                ttl_secs: 1000,
-                remaining_secs: Some(4),
-            },
-        ]);
-        assert_eq!(lessor.by_deadline(), Some(vec![2, 1]));
-        clock.advance(5);
-        assert_eq!(lessor.expired(10), Some((3, vec![2])));
-        clock.advance(5);
-        assert_eq!(lessor.expired(10), None);
-        clock.advance(1);
-        assert_eq!(lessor.expired(10), Some((3, vec![1])));
-    }
-
-    /// B31, D19, at this level: many that end together come in slices.
-    #[test]
-    fn expiry_comes_in_slices() {
-        let (lessor, clock) = leading(&[]);
-        (0..1000).for_each(|id| lessor.granted(id, 2));
-        clock.advance(2);
-        let mut seen = 0;
-        while let Some((_, slice)) = lessor.expired(300) {
-            assert!(slice.len() <= 300);
-            seen += slice.len();
-        }
-        assert_eq!(seen, 1000);
-    }
-
-    #[test]
-    fn a_member_that_does_not_lead_keeps_nothing() {
-        let (lessor, clock) = leading(&[]);
-        lessor.granted(7, 5);
-        lessor.follow();
-        clock.advance(100);
-        assert_eq!(
-            (lessor.expired(10), lessor.renew(7), lessor.by_deadline()),
-            (None, Renewal::NotLeader, None)
-        );
-    }
-
-    #[test]
-    fn the_longest_ttl_does_not_overflow() {
-        let (lessor, clock) = leading(&[]);
-        clock.advance(1 << 40);
-        lessor.granted(1, i64::MAX);
-        assert_eq!(lessor.expired(10), None);
-        assert_eq!(lessor.renew(1), Renewal::Renewed { ttl_secs: i64::MAX });
-    }
-}
+mod tests;

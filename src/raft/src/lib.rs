@@ -12,6 +12,7 @@
 //! * [`batch`] — the entry payload, encoded once for log and peers;
 //! * [`log_store`], [`state_machine`] — openraft's two storage traits;
 //! * [`proposer`] — commands in, batches out; what arrives while one is being written joins the next;
+//! * `space` — which commands a full disk still takes;
 //! * [`barrier`] — the point in the log behind which a linearizable read may run;
 //! * [`lessor`] — the leader's clock over leases;
 //! * [`observer`] — what is applied, as it is counted;
@@ -28,10 +29,11 @@ pub mod network;
 pub mod node;
 pub mod observer;
 pub mod proposer;
+mod space;
 pub mod state_machine;
 mod tracker;
 pub mod types;
 
-pub use node::{Node, Options, RaftStatus, StartError};
+pub use node::{LeaseError, Node, Options, RaftStatus, StartError};
 pub use observer::{Observer, Op};
 pub use proposer::ProposeError;

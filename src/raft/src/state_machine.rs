@@ -8,6 +8,7 @@ use crate::batch;
 use crate::lessor::{Lessor, Monotonic};
 use crate::observer::{Observer, Op};
 use crate::proposer::Proposer;
+use crate::space::LogSpace;
 use crate::types::{LogId, StoredMembership, TypeConfig, log_id, position};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
@@ -48,7 +49,7 @@ impl Listeners {
     pub fn quiet() -> (Self, watch::Receiver<u64>) {
         let (applied, heard) = watch::channel(0);
         let listeners = Self {
-            proposer: Arc::new(Proposer::new(Arc::default())),
+            proposer: Arc::new(Proposer::new(Arc::default(), LogSpace::endless())),
             lessor: Arc::new(Lessor::new(Box::new(Monotonic::default()))),
             barrier: Arc::default(),
             observer: Arc::new(()),
@@ -99,9 +100,7 @@ impl StateMachine {
         }
         // Announced before it is answered: whoever hears an answer may ask what is applied.
         self.listeners.applied.send_replace(at.index);
-        self.listeners
-            .proposer
-            .applied(batch.origin(), at.index, self.outcomes.drain(..));
+        self.listeners.proposer.applied(batch.origin(), self.outcomes.drain(..));
         Ok(())
     }
 

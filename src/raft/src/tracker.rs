@@ -9,20 +9,21 @@ use std::collections::HashMap;
 use tokio::sync::oneshot;
 
 /// One request's place in a batch. The receiver may be gone (the client left); the command runs all the same.
-pub type Waiter = oneshot::Sender<Result<Applied, ProposeError>>;
+pub type Waiter = oneshot::Sender<Result<Outcome, ProposeError>>;
 
-/// A command's outcome with the log index of its batch.
-#[derive(Debug)]
-pub struct Applied {
-    pub outcome: Outcome,
-    pub index: u64,
+/// A batch that was handed to openraft.
+#[derive(Default)]
+pub struct Waiting {
+    pub waiters: Vec<Waiter>,
+    /// What it takes in the log.
+    pub bytes: usize,
 }
 
 #[derive(Default)]
 pub struct Tracker {
     boot: u64,
     member: u64,
-    waiting: Mutex<HashMap<u64, Vec<Waiter>>>,
+    waiting: Mutex<HashMap<u64, Waiting>>,
 }
 
 impl Tracker {
@@ -42,8 +43,8 @@ impl Tracker {
         }
     }
 
-    pub fn register(&self, sequence: u64, waiters: Vec<Waiter>) {
-        let before = self.waiting.lock().insert(sequence, waiters);
+    pub fn register(&self, sequence: u64, waiting: Waiting) {
+        let before = self.waiting.lock().insert(sequence, waiting);
         debug_assert!(before.is_none(), "sequence {sequence} used twice");
     }
 
@@ -57,18 +58,16 @@ impl Tracker {
     }
 
     /// Takes the waiters of a batch, if it was made by this process and is still waited for.
-    pub fn take(&self, origin: Origin) -> Option<Vec<Waiter>> {
+    pub fn take(&self, origin: Origin) -> Option<Waiting> {
         if !self.is_own(origin) {
             return None;
         }
         self.waiting.lock().remove(&origin.sequence)
     }
 
-    pub fn fail_all(&self, error: ProposeError) {
-        let all = std::mem::take(&mut *self.waiting.lock());
-        for waiter in all.into_values().flatten() {
-            let _ = waiter.send(Err(error));
-        }
+    /// Takes all of them.
+    pub fn take_all(&self) -> Vec<Waiting> {
+        std::mem::take(&mut *self.waiting.lock()).into_values().collect()
     }
 }
 
@@ -79,7 +78,7 @@ mod tests {
     #[test]
     fn only_own_batches_of_this_start_are_awaited() {
         let tracker = Tracker::new(7, 2);
-        tracker.register(1, Vec::new());
+        tracker.register(1, Waiting::default());
         let own = tracker.origin(1);
         assert!(tracker.awaits(own));
         assert!(!tracker.awaits(tracker.origin(2)));

@@ -108,6 +108,7 @@ impl Member {
             Err(_) if self.node.leader().is_none() => Error::DeadlineExceeded,
             Err(_) => Error::Timeout,
             Ok(Err(ProposeError::TooManyRequests)) => Error::TooManyRequests,
+            Ok(Err(ProposeError::NoSpace)) => Error::NoSpace,
             Ok(Err(ProposeError::NotLeader)) => Error::NoLeader,
             Ok(Err(ProposeError::Unknown)) => Error::Timeout,
             Ok(Err(ProposeError::Stopped)) => Error::Stopped,
@@ -137,7 +138,7 @@ impl Member {
     }
 
     /// Refuses what would take the store over its quota, and raises the alarm that makes all members refuse. Requests
-    /// that cost nothing always pass, since only they can make room.
+    /// that cost nothing pass, since only they can make room; a log that is all but full refuses even these, later.
     pub fn check_quota(self: &Arc<Self>, cost: u64) -> Result<(), Status> {
         if cost == 0 {
             return Ok(());

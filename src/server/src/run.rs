@@ -44,15 +44,22 @@ use quorate_store::{EventSink, Store, validate};
 use quorate_wal::{LogPos, RealDisk, Wal};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-/// From the signal to the end, all of it takes less than the 1.5 s that etcd's own suites allow.
+/// From the signal to the end, all of it takes less than the 1.5 s that etcd's own suites allow: calls get this long,
+/// log and store what is left of [`CLOSE_BY`], the rest is for threads and the last lines of the log.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
-const PROPOSALS_PATIENCE: Duration = Duration::from_millis(300);
+const CLOSE_BY: Duration = Duration::from_millis(1000);
+
+/// Then the process ends wherever it is. What was acknowledged is in the log.
+const END_BY: Duration = Duration::from_millis(1300);
+
+/// How often the log is looked at for what can be purged.
+const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Memory for answers that are being put together, all requests together.
 const ANSWER_BYTES: usize = 256 << 20;
@@ -103,9 +110,33 @@ fn die_by(signal: i32) -> ExitCode {
 }
 
 /// Why a node that served has ended.
+#[derive(Clone)]
 enum Ended {
     Signal(i32),
     Fatal(String),
+}
+
+/// Ends the process if it has not ended by itself when its time is up: a disk may hang in a call that nobody can end.
+fn end_in_time(telemetry: &Telemetry, ended: Ended) {
+    let telemetry = telemetry.clone();
+    let watch = move || {
+        std::thread::sleep(END_BY);
+        warn!("the end takes too long: leaving what is open to the next start");
+        if let Ended::Fatal(reason) = &ended {
+            fatal(&telemetry, "the node can't go on", reason);
+        }
+        telemetry.flush(FLUSH_PATIENCE / 2);
+        match ended {
+            Ended::Signal(signal) => {
+                die_by(signal);
+                std::process::exit(0)
+            }
+            Ended::Fatal(_) => std::process::exit(1),
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("end".into()).spawn(watch) {
+        warn!(%error, "nobody watches over the end");
+    }
 }
 
 fn serve(config: &Config, telemetry: &Telemetry, locked: &mut Option<DataDir>) -> anyhow::Result<Ended> {
@@ -197,7 +228,16 @@ fn start(
             _ = interrupt.recv() => Either::Right(libc_signal::INT),
         }
     }) {
-        Either::Left(started) => started?,
+        Either::Left(started) => match started {
+            Ok(started) => started,
+            // What failed first is why the rest did.
+            Err(error) => {
+                return Err(match died.try_recv() {
+                    Ok(why) => error.context(why),
+                    Err(_) => error,
+                });
+            }
+        },
         // Before it serves there is nothing to hand over or to answer; the log takes care of the rest.
         Either::Right(number) => return signal(number),
     };
@@ -214,6 +254,8 @@ fn start(
             Some(why) = died.recv() => reason(why),
         }
     })?;
+    let asked = Instant::now();
+    end_in_time(telemetry, ended.clone());
     if let Ended::Signal(number) = ended {
         let name = if number == libc_signal::TERM {
             "terminated"
@@ -224,7 +266,7 @@ fn start(
     }
     progress.abort();
     runtime.block_on(ports.server.shutdown(DRAIN_PATIENCE));
-    member.node.stop(PROPOSALS_PATIENCE);
+    member.node.stop(CLOSE_BY.saturating_sub(asked.elapsed()));
     member.hub.stop();
     Ok(ended)
 }
@@ -278,6 +320,7 @@ fn start_member(
         snapshot_count: config.snapshot_count,
         catchup_entries: config.snapshot_catchup_entries,
         observer: applied,
+        purge_interval: PURGE_INTERVAL,
         on_fatal,
     };
     let node = Node::start(options, wal, store.clone(), applier)
@@ -319,7 +362,8 @@ fn open_wal(
     let mut options = quorate_wal::Options::new(data_dir.wal());
     options.owner = owner;
     options.observer = disk;
-    options.on_fatal = Arc::new(move |error| on_fatal(format!("log: {error}")));
+    // With its causes: the text of an error has its own part only.
+    options.on_fatal = Arc::new(move |error| on_fatal(format!("log: {:#}", anyhow::Error::new(error.clone()))));
     let durable = store.durable().last;
     let log_may_end_before = store.installed() == Some(durable);
     options.applied = (durable.index > 0 && !log_may_end_before).then_some(LogPos {

@@ -165,6 +165,12 @@ impl Preparer {
         self.state.lock().ready.as_ref().map_or(0, |ready| usable(ready.bytes))
     }
 
+    /// A segment is wanted, and whether there will be one is not known yet.
+    pub(crate) fn is_preparing(&self) -> bool {
+        let state = self.state.lock();
+        state.want.is_some() && state.failed.is_none() && !state.stop
+    }
+
     /// Size for the segment after one of `before` bytes.
     pub(crate) fn bytes_after(&self, before: Option<u64>) -> u64 {
         before

@@ -368,6 +368,12 @@ impl Wal {
         (core.writable_bytes + ready).saturating_sub((core.queued_bytes + core.writing_bytes) as u64)
     }
 
+    /// The next segment is being made. Until it is there or [`space`](Self::space) turns false, it is open whether the log
+    /// takes more than [`writable_bytes`](Self::writable_bytes).
+    pub fn is_preparing(&self) -> bool {
+        self.0.shared.preparer.is_preparing()
+    }
+
     /// Writes what is queued and an end mark, and ends the log's threads. Other handles still read; what they ask to
     /// write is answered with [`Error::Closed`].
     pub fn close(self) -> Result<(), Error> {

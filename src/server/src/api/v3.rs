@@ -4,6 +4,7 @@
 mod cluster;
 mod health;
 mod kv;
+mod leader;
 mod lease;
 mod maintenance;
 mod parts;
@@ -76,7 +77,7 @@ impl rpc::Api for Services {
         let member = self.admit(&call)?;
         match method {
             Method::Watch => watch::serve(member, call, incoming, outgoing).await,
-            Method::LeaseKeepAlive => lease::keep_alive(member, incoming, outgoing).await,
+            Method::LeaseKeepAlive => lease::keep_alive(member, call, incoming, outgoing).await,
             Method::KvRangeStream => range::stream(member, incoming, outgoing).await,
             Method::HealthWatch => health::watch(incoming, outgoing).await,
             other => Err(not_yet(other)),

@@ -1,18 +1,19 @@
 //! Leases. Their existence is replicated; their deadlines are the leader's, kept by its lessor.
 
-use super::{decode, decode_streamed, mismatched, reply};
+use super::{decode, decode_streamed, leader, mismatched, reply};
 use crate::member::Member;
 use crate::metrics::counts::StreamApi;
-use crate::rpc::{Incoming, Outgoing, Reply as RpcReply};
+use crate::rpc::{CallContext, Incoming, Outgoing, Reply as RpcReply};
 use bytes::Bytes;
 use prost::Message;
 use quorate_api::proto::etcdserverpb as pb;
 use quorate_api::proto::quorate as wire;
 use quorate_api::{Code, Error, LeaseId, Status};
-use quorate_raft::lessor::Renewal;
+use quorate_raft::LeaseError;
 use quorate_store::command::{Command, Reply};
 use quorate_store::validate;
 use rand::Rng;
+use std::future::Future;
 use std::sync::Arc;
 
 pub async fn grant(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
@@ -72,7 +73,7 @@ pub async fn time_to_live(member: &Arc<Member>, message: Bytes) -> Result<RpcRep
         ttl: -1,
         ..Default::default()
     };
-    if let Some(left) = member.node.lessor().time_to_live(request.id) {
+    if let Some(left) = in_time(member, member.node.time_to_live(request.id)).await? {
         response.ttl = left.remaining_secs;
         response.granted_ttl = left.granted_secs;
         if request.keys {
@@ -97,7 +98,19 @@ pub async fn leases(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, St
 }
 
 /// One answer a request, in order; an unknown lease is an answer and no error.
-pub async fn keep_alive(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: Outgoing) -> Result<(), Status> {
+pub async fn keep_alive(
+    member: &Arc<Member>,
+    call: CallContext,
+    incoming: Incoming,
+    outgoing: Outgoing,
+) -> Result<(), Status> {
+    tokio::select! {
+        ended = answer(member, incoming, outgoing) => ended,
+        lost = leader::lost(member), if call.requires_leader() => Err(lost),
+    }
+}
+
+async fn answer(member: &Member, mut incoming: Incoming, mut outgoing: Outgoing) -> Result<(), Status> {
     let counts = &member.counts;
     let broken = |error: &Status| error.code != Code::Canceled;
     loop {
@@ -111,11 +124,14 @@ pub async fn keep_alive(member: &Arc<Member>, mut incoming: Incoming, mut outgoi
         let request: pb::LeaseKeepAliveRequest = decode_streamed(message)?;
         // Sampled before the renewal, as etcd does: a client may rely on nothing newer.
         let header = Some(member.header_now());
-        let ttl = renew(member, request.id).await?;
+        let renewed = in_time(member, member.node.renew(request.id)).await?;
+        if renewed.is_some() {
+            member.counts.leases_renewed.inc();
+        }
         let response = pb::LeaseKeepAliveResponse {
             header,
             id: request.id,
-            ttl,
+            ttl: renewed.unwrap_or(0),
         };
         let sent = outgoing.send(response.encode_to_vec()).await;
         sent.inspect_err(|error| {
@@ -126,25 +142,11 @@ pub async fn keep_alive(member: &Arc<Member>, mut incoming: Incoming, mut outgoi
     }
 }
 
-/// The TTL that the lease has from now on; 0 when it is gone.
-async fn renew(member: &Arc<Member>, id: i64) -> Result<i64, Status> {
-    let wait = async {
-        let mut applied = member.node.applied();
-        loop {
-            match member.node.lessor().renew(id) {
-                Renewal::Renewed { ttl_secs } => {
-                    member.counts.leases_renewed.inc();
-                    return Ok(ttl_secs);
-                }
-                Renewal::Unknown => return Ok(0),
-                Renewal::NotLeader => return Err(Error::NoLeader),
-                // It has ended: the answer waits for its revocation, so that "gone" is true when it is said.
-                Renewal::Ending => applied.changed().await.map_err(|_| Error::Stopped)?,
-            }
-        }
-    };
-    match tokio::time::timeout(member.limits.request_timeout, wait).await {
-        Ok(result) => Ok(result?),
+async fn in_time<T>(member: &Member, asked: impl Future<Output = Result<T, LeaseError>>) -> Result<T, Status> {
+    match tokio::time::timeout(member.limits.request_timeout, asked).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(LeaseError::NoLeader)) => Err(Error::NoLeader.into()),
+        Ok(Err(LeaseError::Stopped)) => Err(Error::Stopped.into()),
         Err(_) => Err(Error::Timeout.into()),
     }
 }

@@ -1,6 +1,6 @@
 //! Watch: one gRPC stream, many watchers. The hub owns them; this carries requests in and responses out.
 
-use super::decode_streamed;
+use super::{decode_streamed, leader};
 use crate::member::Member;
 use crate::metrics::counts::{StreamApi, Told};
 use crate::rpc::{CallContext, Incoming, Outgoing};
@@ -10,7 +10,7 @@ use quorate_api::{Code, Error, Status};
 use quorate_store::watch::{Header, Response, Segments, WatchStream};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Responses that are ready at the same time are sent together, up to about this size.
 const BATCH_BYTES: usize = 16 << 10;
@@ -28,7 +28,7 @@ pub async fn serve(
     tokio::select! {
         ended = requests(member, &stream, incoming) => ended,
         ended = responses(member, &stream, outgoing) => ended,
-        () = leader_lost(member), if call.requires_leader() => Err(Error::NoLeader.into()),
+        lost = leader::lost(member), if call.requires_leader() => Err(lost),
     }
 }
 
@@ -125,23 +125,6 @@ fn write_ready(first: Response, stream: &Mutex<WatchStream>, header: &Header, ou
         ready.add(next, header, out);
     }
     ready
-}
-
-/// Returns when no leader was known for three election timeouts in a row.
-async fn leader_lost(member: &Member) {
-    let election = member.limits.election_timeout;
-    let mut missing = Duration::ZERO;
-    loop {
-        tokio::time::sleep(election).await;
-        missing = if member.node.leader().is_some() {
-            Duration::ZERO
-        } else {
-            missing + election
-        };
-        if missing >= election * 3 {
-            return;
-        }
-    }
 }
 
 #[cfg(test)]

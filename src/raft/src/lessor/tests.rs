@@ -1,0 +1,186 @@
+mod model;
+
+use super::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Milliseconds.
+#[derive(Clone, Default)]
+struct Manual(Arc<AtomicU64>);
+
+impl Manual {
+    fn advance(&self, secs: u64) {
+        self.advance_ms(secs * 1000);
+    }
+
+    fn advance_ms(&self, millis: u64) {
+        self.0.fetch_add(millis, Ordering::Relaxed);
+    }
+}
+
+impl Clock for Manual {
+    fn now(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+}
+
+fn leading(leases: &[Known]) -> (Lessor, Manual) {
+    let clock = Manual::default();
+    let lessor = Lessor::new(Box::new(clock.clone()));
+    lessor.lead(3, Duration::from_secs(1), || leases.to_vec());
+    (lessor, clock)
+}
+
+#[test]
+fn a_lease_ends_after_its_ttl_and_is_named_once() {
+    let (lessor, clock) = leading(&[]);
+    lessor.granted(7, 5);
+    clock.advance(4);
+    assert_eq!(lessor.expired(10), None);
+    assert_eq!(
+        lessor.time_to_live(7),
+        Ok(Some(TimeToLive {
+            granted_secs: 5,
+            remaining_secs: 1
+        }))
+    );
+    clock.advance(1);
+    assert_eq!(
+        lessor.renew(7),
+        Renewal::Ending,
+        "too late, even before the scan saw it"
+    );
+    assert_eq!(lessor.expired(10), Some((3, vec![7])));
+    assert_eq!(lessor.expired(10), None);
+    lessor.retry(7);
+    assert_eq!(lessor.expired(10), Some((3, vec![7])));
+    lessor.revoked(7);
+    assert_eq!(lessor.renew(7), Renewal::Unknown);
+}
+
+#[test]
+fn renewal_gives_the_full_ttl_again() {
+    let (lessor, clock) = leading(&[]);
+    lessor.granted(7, 5);
+    for _ in 0..10 {
+        clock.advance(4);
+        assert_eq!(lessor.renew(7), Renewal::Renewed { ttl_secs: 5 });
+        assert_eq!(lessor.expired(10), None);
+    }
+    clock.advance(5);
+    assert_eq!(lessor.expired(10), Some((3, vec![7])));
+}
+
+/// B30: a new leader neither shortens a lease nor gives it more than what was replicated and the extension.
+#[test]
+fn a_new_leader_starts_from_what_was_replicated() {
+    let (lessor, clock) = leading(&[
+        Known {
+            id: 1,
+            ttl_secs: 10,
+            remaining_secs: None,
+        },
+        Known {
+            id: 2,
+            ttl_secs: 1000,
+            remaining_secs: Some(4),
+        },
+    ]);
+    assert_eq!(lessor.by_deadline(), Some(vec![2, 1]));
+    clock.advance(5);
+    assert_eq!(lessor.expired(10), Some((3, vec![2])));
+    clock.advance(5);
+    assert_eq!(lessor.expired(10), None);
+    clock.advance(1);
+    assert_eq!(lessor.expired(10), Some((3, vec![1])));
+}
+
+/// B31, D19, at this level: many that end together come in slices.
+#[test]
+fn expiry_comes_in_slices() {
+    let (lessor, clock) = leading(&[]);
+    (0..1000).for_each(|id| lessor.granted(id, 2));
+    clock.advance(2);
+    let mut seen = 0;
+    while let Some((_, slice)) = lessor.expired(300) {
+        assert!(slice.len() <= 300);
+        seen += slice.len();
+    }
+    assert_eq!(seen, 1000);
+}
+
+#[test]
+fn a_member_that_does_not_lead_keeps_nothing() {
+    let (lessor, clock) = leading(&[]);
+    lessor.granted(7, 5);
+    lessor.follow();
+    clock.advance(100);
+    assert_eq!(
+        (lessor.expired(10), lessor.renew(7), lessor.by_deadline()),
+        (None, Renewal::NotLeader, None)
+    );
+    assert_eq!(
+        lessor.time_to_live(7),
+        Err(NotLeading),
+        "which is not the same as no lease"
+    );
+}
+
+#[test]
+fn the_longest_ttl_does_not_overflow() {
+    let (lessor, clock) = leading(&[]);
+    clock.advance(1 << 30);
+    lessor.granted(1, i64::MAX);
+    assert_eq!(lessor.expired(10), None);
+    assert_eq!(lessor.renew(1), Renewal::Renewed { ttl_secs: i64::MAX });
+}
+
+/// Sessions that come and go leave nothing behind until the deadline they never see.
+#[test]
+fn revoked_leases_leave_no_memory_behind() {
+    let (lessor, clock) = leading(&[]);
+    let queued = || lessor.state.lock().as_ref().unwrap().queue.len();
+    (0..10).for_each(|id| lessor.granted(id, 1000));
+    for id in 10..20_000 {
+        lessor.granted(id, 1_000_000);
+        lessor.revoked(id);
+        assert!(queued() <= 2 * 11 + QUEUE_SLACK, "{} entries for 10 leases", queued());
+    }
+    for _ in 0..20_000 {
+        lessor.granted(3, 1000);
+    }
+    assert!(queued() <= 2 * 10 + QUEUE_SLACK, "{} entries for 10 leases", queued());
+    clock.advance(1000);
+    assert_eq!(lessor.expired(100).unwrap().1.len(), 10, "and none is lost with them");
+}
+
+/// B31: what a new leader finds must not end all at once, however many renewals their owners owe.
+#[test]
+fn a_new_leader_spreads_the_ends_of_many_leases() {
+    let lease = |id| Known {
+        id,
+        ttl_secs: 10 + id % 2,
+        remaining_secs: None,
+    };
+    let leases: Vec<_> = (0..3000).map(lease).collect();
+    let (lessor, clock) = leading(&leases);
+    let mut ended = Vec::new();
+    for step in 0..200 {
+        if let Some((_, ids)) = lessor.expired(usize::MAX) {
+            ended.extend(ids.into_iter().map(|id| (step * 100, id)));
+        }
+        clock.advance_ms(100);
+    }
+    assert_eq!(ended.len(), 3000);
+    for (at, id) in &ended {
+        assert!(*at >= 1000 * (1 + 10 + id % 2), "lease {id} ended early, after {at} ms");
+        let within = ended
+            .iter()
+            .filter(|(other, _)| (*at..at + 1000).contains(other))
+            .count();
+        assert!(within <= SPREAD_PER_SEC, "{within} ends in the second from {at} ms on");
+    }
+    let (few, clock) = leading(&leases[..SPREAD_FROM - 1]);
+    clock.advance(12);
+    assert_eq!(few.expired(usize::MAX).unwrap().1.len(), SPREAD_FROM - 1);
+}
