@@ -220,8 +220,14 @@ impl Writer {
             shared.compaction.begin();
         }
         let unread = fill::fill(&shared, &mut out[first..], &done.fills);
-        self.unread = done.unread.or(unread).or_else(|| self.unread.take());
-        Ok(())
+        match done.unread.or(unread) {
+            // The file itself fails, and not what is stored in one place of it: it has said its last.
+            Some(error) if !error.is_damage() => Err(error),
+            damaged => {
+                self.unread = damaged.or_else(|| self.unread.take());
+                Ok(())
+            }
+        }
     }
 
     fn apply_empty(&mut self, entry: Applied, raft_membership: Option<Bytes>) -> Result<(), Error> {

@@ -39,6 +39,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// One stored thing is bad; everything else can be read.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Error::Backend(backend::Error::Corrupt { .. }) | Error::Damaged { .. }
+        )
+    }
+
     /// What a client is told.
     pub fn status(&self) -> Status {
         match self {
