@@ -501,7 +501,9 @@ mod tests {
         let asks: [fn(Node); 4] = [
             |mut node| node.assert_alive(),
             |mut node| node.kill(),
-            |mut node| drop(node.terminate()),
+            |mut node| {
+                node.terminate();
+            },
             drop,
         ];
         for line in [
