@@ -43,7 +43,14 @@ fn single_member_acks_only_after_sync() {
 /// D6, B40: after a failed sync nothing is acknowledged any more, and the process is told to end.
 #[test]
 fn fsync_error_stops_the_node() {
-    let disks = Disks::default();
+    // The next sync is to be the log's own, and not that of a segment that is made ahead.
+    let disks = Disks {
+        log_options: Some(quorate_wal::Options {
+            prepare_ahead: false,
+            ..quorate_wal::Options::new("/wal")
+        }),
+        ..Disks::default()
+    };
     let (options, ends) = counting();
     let node = disks.try_start(options).unwrap();
     let runtime = runtime();

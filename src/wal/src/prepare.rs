@@ -28,6 +28,9 @@ use crate::{Error, Options};
 /// huge flush.
 const FILL_BYTES: u64 = 1 << 20;
 const FIRST_BYTES: u64 = 4 << 20;
+/// Where the disk has less than this, it is full. What is prepared must hold some batches of the largest size beside what
+/// is kept for those that make room, or nobody could tell in time that it will not do.
+const LESS_BYTES_MIN: u64 = 8 << 20;
 /// How often a full disk is asked again for its space.
 const RETRY: Duration = Duration::from_millis(500);
 /// How seldom a disk that fails without saying so beforehand is tried, at last.
@@ -65,7 +68,7 @@ impl Want {
     /// Sizes that will do, the best first.
     fn sizes(self) -> impl Iterator<Item = u64> {
         std::iter::successors(Some(self.bytes), |bytes| Some(bytes / 2))
-            .take_while(move |bytes| *bytes == self.bytes || (*bytes >= FIRST_BYTES && usable(*bytes) >= self.need))
+            .take_while(move |bytes| *bytes == self.bytes || (*bytes >= LESS_BYTES_MIN && usable(*bytes) >= self.need))
     }
 }
 

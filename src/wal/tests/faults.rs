@@ -495,24 +495,25 @@ fn a_full_disk_is_not_filled_further_to_find_out() {
     assert!(matches!(refused, Some((Error::NoSpace, 0))), "{refused:?}");
 }
 
-/// D7: where there is no space for a whole segment, one as small as the first will do.
+/// D7: where there is no space for a whole segment, a smaller one will do.
 #[test]
 fn a_nearly_full_disk_gets_smaller_segments() {
     for prepare_ahead in [false, true] {
         let disk = FaultyDisk::new();
-        disk.set_capacity(Some(9 << 20));
+        // For segments of 4, 8 and not 16 MiB.
+        disk.set_capacity(Some(21 << 20));
         let options = Options {
             prepare_ahead,
             segment_bytes: 64 << 20,
             ..options()
         };
         let (wal, _) = Wal::open(options, Arc::new(disk.clone())).unwrap();
-        for i in 0..6 {
+        for i in 0..13 {
             wait(|done| wal.append(vec![entry(1, i, 1 << 20)], done))
                 .unwrap_or_else(|e| panic!("entry {i}, ahead {prepare_ahead}: {e}"));
         }
-        assert_eq!(disk.contents(&segment(2)).unwrap().len(), 4 << 20);
-        let refused = wait(|done| wal.append(vec![entry(1, 6, 2 << 20)], done));
+        assert_eq!(disk.contents(&segment(3)).unwrap().len(), 8 << 20);
+        let refused = wait(|done| wal.append(vec![entry(1, 13, 6 << 20)], done));
         assert!(matches!(refused, Err(Error::NoSpace)), "{refused:?}");
     }
 }
