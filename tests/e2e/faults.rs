@@ -202,3 +202,36 @@ async fn serve_for_a_while(node: &mut Node, when: &str) {
     assert_eq!(health.unwrap(), 200, "{when}");
     node.assert_alive();
 }
+
+/// D7, E5: killed on a full disk and started on it, a node still serves what it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_on_a_full_disk_serves() {
+    let dir = Place::new();
+    let small = Tmpfs::mount(dir.path(), 160);
+    let log = Place::new();
+    let mut config = Config::new(binary(), log.path());
+    config
+        .extra
+        .push(format!("--data-dir={}", dir.path().join("data").display()));
+    let mut node = Node::start(config);
+    let rpc = node.rpc();
+    put_at(&rpc, "a", "1").await;
+    let writes: Vec<_> = (0..200)
+        .map(|n| {
+            let rpc = rpc.clone();
+            tokio::spawn(async move { put(&rpc, format!("burst/{n}"), vec![b'x'; 1 << 20]).await.is_ok() })
+        })
+        .collect();
+    for write in writes {
+        write.await.unwrap();
+    }
+    fill_up(&dir.path().join("ballast"));
+    node.kill();
+    node.relaunch();
+    until_async("the node to serve", Duration::from_secs(20), || async {
+        get(&node.rpc(), "a").await.is_ok().then_some(())
+    })
+    .await;
+    drop(node);
+    drop(small);
+}

@@ -40,7 +40,7 @@ const SEGMENT_POLL: Duration = Duration::from_millis(1);
 /// etcd refuses when 5000 entries are committed and not applied. Here thousands of commands share an entry and apply is
 /// never more than [`BATCHES_IN_FLIGHT`] behind, so what waits is not yet in the log and its measure is memory.
 const QUEUED_COMMANDS_MAX: usize = 100_000;
-const QUEUED_BYTES_MAX: usize = 64 << 20;
+const QUEUED_BYTES_MAX: usize = 256 << 20;
 
 /// Why a command has no outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -391,7 +391,7 @@ mod tests {
             }
         };
         assert_eq!(refused, ProposeError::TooManyRequests);
-        assert_eq!(taken.len(), 64);
+        assert_eq!(taken.len(), 256);
         proposer.close();
         assert_eq!(proposer.propose(&put(1)).unwrap_err(), ProposeError::Stopped);
         proposer.abandon(ProposeError::Stopped);
