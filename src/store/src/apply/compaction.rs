@@ -23,6 +23,9 @@ use crate::store::{SLICE_KEYS, Shared};
 /// How often the oldest open read is looked at while it is in the way.
 const RETRY: Duration = Duration::from_millis(20);
 
+/// Longest pause in reading what a compaction took; etcd's pause.
+const REST_MAX: Duration = Duration::from_millis(10);
+
 type Waiter = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
 /// What the walk and those who wait for it share.
@@ -72,6 +75,16 @@ impl Compaction {
     pub fn begin(&self) {
         self.state.lock().wanted = true;
         self.changed.notify_all();
+    }
+
+    /// After `worked`, leaves core and disk to others for as long, unless somebody waits for the end. True when it is
+    /// time to stop.
+    fn rest(&self, worked: Duration) -> bool {
+        let mut state = self.state.lock();
+        if !state.stop && state.waiters.is_empty() {
+            self.changed.wait_for(&mut state, worked.min(REST_MAX));
+        }
+        state.stop
     }
 
     pub fn wait_for(&self, revision: i64, done: Waiter) {
@@ -226,8 +239,9 @@ fn run(writer: &Mutex<Writer>) {
         loop {
             let shared = writer.lock().shared.clone();
             // First, since removing waits for it. With the last apply there may be one more.
-            while shared.hash_step() {
-                if compaction.state.lock().stop {
+            loop {
+                let begun = Instant::now();
+                if !shared.hash_step() || compaction.rest(begun.elapsed()) {
                     break;
                 }
             }
