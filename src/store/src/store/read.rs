@@ -14,7 +14,7 @@ use crate::backend::View;
 use crate::error::Error;
 use crate::mvcc::answer::{Hold, RangeAnswer};
 use crate::mvcc::compare::Judge;
-use crate::mvcc::gather::Gather;
+use crate::mvcc::gather::{Gather, Shape};
 use crate::mvcc::pair;
 use crate::mvcc::version::Version;
 
@@ -110,6 +110,8 @@ impl Store {
             let Some(Request::RequestRange(range)) = &op.request else {
                 return Err(Answer::KeyNotFound.into());
             };
+            // In the order in which a transaction that writes is checked.
+            Shape::of(range)?;
             let mvcc = shared.mvcc.read();
             let at = txn_revision(range.revision, revision, mvcc.compacted)?;
             // Small answers may be large together.
