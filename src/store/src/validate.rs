@@ -16,6 +16,16 @@ pub fn range(request: &pb::RangeRequest) -> Result<(), Error> {
     Shape::of(request).map(drop)
 }
 
+/// Asks for pairs of certain revisions only.
+pub fn is_filtered(request: &pb::RangeRequest) -> bool {
+    [
+        request.min_mod_revision,
+        request.max_mod_revision,
+        request.min_create_revision,
+        request.max_create_revision,
+    ] != [0; 4]
+}
+
 pub fn put(request: &pb::PutRequest) -> Result<(), Error> {
     non_empty(&request.key)?;
     if request.ignore_value && !request.value.is_empty() {

@@ -16,6 +16,7 @@ use super::step::Step;
 use crate::mvcc::gather::{Gather, Shape};
 use crate::mvcc::index::Resume;
 use crate::mvcc::version::Version;
+use crate::validate;
 
 /// What one answer may hold, counted as keys, values and [`PAIR_BYTES`] for each pair.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -175,12 +176,7 @@ impl Step<'_> {
             (wide.sort_target, wide.sort_order) = (SortTarget::Key as i32, SortOrder::None as i32);
         } else if request.limit > 0 && newest {
             // Each key that goes, or loses its place, may let another one come within the limit.
-            let filtered = [
-                request.min_mod_revision,
-                request.max_mod_revision,
-                request.min_create_revision,
-                request.max_create_revision,
-            ] != [0; 4];
+            let filtered = validate::is_filtered(request);
             let moved = match filtered || request.sort_target != SortTarget::Key as i32 {
                 true => ahead.puts.len(),
                 false => 0,

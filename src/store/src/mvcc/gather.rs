@@ -15,6 +15,7 @@ use super::index::{Index, Resume};
 use super::pair;
 use super::version::Version;
 use crate::error::Error;
+use crate::validate;
 
 /// Pairs that a key-ordered answer may hold, and bytes of their keys, before it is read twice instead.
 const HOLD_PAIRS_MAX: usize = 1000;
@@ -47,12 +48,7 @@ impl Shape {
         let order = SortOrder::try_from(request.sort_order).map_err(|_| Answer::InvalidSortOption)?;
         let by = SortTarget::try_from(request.sort_target).map_err(|_| Answer::InvalidSortOption)?;
         let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0);
-        let filtered = [
-            request.min_mod_revision,
-            request.max_mod_revision,
-            request.min_create_revision,
-            request.max_create_revision,
-        ] != [0; 4];
+        let filtered = validate::is_filtered(request);
         let sorted = by != SortTarget::Key || order == SortOrder::Descend;
         let sort = Sort {
             by,

@@ -136,15 +136,6 @@ async fn reserve(member: &Arc<Member>, bytes: usize) -> Result<Option<Reserved>,
     }
 }
 
-fn filters(request: &pb::RangeRequest) -> [i64; 4] {
-    [
-        request.min_mod_revision,
-        request.max_mod_revision,
-        request.min_create_revision,
-        request.max_create_revision,
-    ]
-}
-
 /// Never replicated: it runs on local state, behind a barrier unless all of it is serializable.
 pub async fn read_only_txn(member: &Arc<Member>, request: pb::TxnRequest) -> Result<Reply, Status> {
     let begun = Instant::now();
@@ -214,7 +205,7 @@ pub async fn stream(member: &Arc<Member>, mut incoming: Incoming, mut outgoing: 
     if request.sort_order != SortOrder::None as i32 && !by_key {
         return Err(Error::RangeStreamSort.into());
     }
-    if filters(&request) != [0; 4] {
+    if validate::is_filtered(&request) {
         return Err(Error::RangeStreamFilter.into());
     }
     let (mut answer, _held) = linearized(member, request, Taken::Slowly).await?;
