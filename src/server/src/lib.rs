@@ -6,6 +6,7 @@
 //! * [`member`] — what request handlers share;
 //! * [`api`] — the services;
 //! * [`rpc`], [`listen`], [`http`] — gRPC, sockets and the HTTP endpoints;
+//! * [`peer`] — other members: how they are reached;
 //! * [`metrics`], [`state`] — what the node says about itself.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -18,6 +19,7 @@ pub mod http;
 pub mod listen;
 pub mod member;
 pub mod metrics;
+pub mod peer;
 pub mod rpc;
 pub mod run;
 pub mod state;
