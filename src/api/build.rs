@@ -3,7 +3,7 @@
 use std::error::Error;
 
 const PROTO_ROOT: &str = "../../proto";
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "mvccpb/kv.proto",
     "authpb/auth.proto",
     "etcdserverpb/rpc.proto",
@@ -11,6 +11,7 @@ const FILES: [&str; 7] = [
     "v3lockpb/v3lock.proto",
     "grpc/health/v1/health.proto",
     "quorate.proto",
+    "peer.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

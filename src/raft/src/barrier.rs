@@ -1,32 +1,76 @@
 //! The point in the log behind which a linearizable read may run.
 //!
+//! ```text
+//!   pass ──► waiting ──round──► who leads? ──┬─ this member: a quorum says it still does ─► position
+//!   index ──►                                └─ another: ReadIndex to it ─────────────────► position
+//!                                                              applied here up to it ─► pass returns
+//! ```
+//!
 //! A read joins only a barrier that has not been sent yet; later reads form the next one. An attempt that fails is
 //! never continued: the next one asks anew, so that no answer from an earlier term can vouch for a later read.
 
+use crate::leadership::{Leadership, Led};
+use crate::peer::{Answer, Lane, Network, Request};
 use crate::types::{RaftHandle, position};
 use openraft::ReadPolicy;
-use openraft::error::{LinearizableReadError, RaftError};
+use openraft::error::RaftError;
 use parking_lot::Mutex;
+use quorate_api::proto::quorate::peer::ReadIndex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 /// etcd resends a read index request as often.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// A leader that could not answer is asked again after this time, unless another is known before.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Why a read could not be made linearizable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BarrierError {
-    #[error("leadership changed while the read waited")]
-    LeaderChanged,
     #[error("the node is stopping")]
     Stopped,
 }
 
+/// Gets the position behind which everything was acknowledged that was so before the call.
+type Waiter = oneshot::Sender<u64>;
+
+/// A read that waits for this member to apply what was found.
+struct Behind {
+    upto: u64,
+    waiters: Vec<oneshot::Sender<()>>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Want the position only.
+    index: Vec<Waiter>,
+    /// Want it to be applied here, too.
+    applied: Vec<oneshot::Sender<()>>,
+}
+
+impl Waiting {
+    fn tidy(&mut self) {
+        self.index.retain(|waiter| !waiter.is_closed());
+        self.applied.retain(|waiter| !waiter.is_closed());
+    }
+
+    fn is_empty(&self) -> bool {
+        self.index.is_empty() && self.applied.is_empty()
+    }
+
+    fn append(&mut self, mut other: Self) {
+        self.index.append(&mut other.index);
+        self.applied.append(&mut other.applied);
+    }
+}
+
 /// Shared by all request handlers.
+#[derive(Default)]
 pub struct Barrier {
-    waiting: Mutex<Vec<oneshot::Sender<Result<(), BarrierError>>>>,
+    waiting: Mutex<Waiting>,
     wake: Notify,
     stopped: AtomicBool,
     /// This member is the only voter and leads.
@@ -34,16 +78,12 @@ pub struct Barrier {
     failed: AtomicU64,
 }
 
-impl Default for Barrier {
-    fn default() -> Self {
-        Self {
-            waiting: Mutex::default(),
-            wake: Notify::new(),
-            stopped: AtomicBool::new(false),
-            alone: AtomicBool::new(false),
-            failed: AtomicU64::new(0),
-        }
-    }
+/// Whom to ask.
+pub(crate) struct Ways {
+    pub member: u64,
+    pub raft: RaftHandle,
+    pub network: Arc<dyn Network>,
+    pub led: Led,
 }
 
 impl Barrier {
@@ -56,15 +96,28 @@ impl Barrier {
             return Ok(());
         }
         let (tx, rx) = oneshot::channel();
+        self.join(|waiting| waiting.applied.push(tx))?;
+        rx.await.map_err(|_| BarrierError::Stopped)
+    }
+
+    /// The position up to which whoever asked has to have applied, for the same promise. The caller sets its own time
+    /// limit.
+    pub async fn index(&self) -> Result<u64, BarrierError> {
+        let (tx, rx) = oneshot::channel();
+        self.join(|waiting| waiting.index.push(tx))?;
+        rx.await.map_err(|_| BarrierError::Stopped)
+    }
+
+    fn join(&self, join: impl FnOnce(&mut Waiting)) -> Result<(), BarrierError> {
         {
             let mut waiting = self.waiting.lock();
             if self.stopped.load(Ordering::Acquire) {
                 return Err(BarrierError::Stopped);
             }
-            waiting.push(tx);
+            join(&mut waiting);
         }
         self.wake.notify_one();
-        rx.await.unwrap_or(Err(BarrierError::Stopped))
+        Ok(())
     }
 
     /// Says whether this member is the only voter, has won its election and has applied what it found in its log. To be
@@ -84,48 +137,100 @@ impl Barrier {
 
     pub(crate) fn close(&self) {
         self.set_alone(false);
-        let waiting = {
+        {
             let mut waiting = self.waiting.lock();
             self.stopped.store(true, Ordering::Release);
-            std::mem::take(&mut *waiting)
-        };
-        answer(waiting, Err(BarrierError::Stopped));
+            *waiting = Waiting::default();
+        }
         self.wake.notify_one();
     }
 
-    pub(crate) async fn run(self: Arc<Self>, raft: RaftHandle, mut applied: watch::Receiver<u64>) {
+    /// Asks for those who wait, one round after the other.
+    pub(crate) async fn run(self: Arc<Self>, mut ways: Ways, applied: watch::Receiver<u64>) {
+        let (behind, followers) = mpsc::unbounded_channel();
+        tokio::join!(self.rounds(&mut ways, &applied, behind), follow(applied.clone(), followers));
+    }
+
+    async fn rounds(&self, ways: &mut Ways, applied: &watch::Receiver<u64>, behind: mpsc::UnboundedSender<Behind>) {
         while !self.stopped.load(Ordering::Acquire) {
             let mut round = std::mem::take(&mut *self.waiting.lock());
-            round.retain(|waiter| !waiter.is_closed());
+            round.tidy();
             if round.is_empty() {
                 self.wake.notified().await;
                 continue;
             }
-            match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-                Ok(linearizer) => {
-                    let upto = position(linearizer.read_log_id().index());
-                    let reached = applied.wait_for(|applied| *applied >= upto).await.is_ok();
-                    answer(round, if reached { Ok(()) } else { Err(BarrierError::Stopped) });
-                }
-                Err(RaftError::Fatal(_)) => answer(round, Err(BarrierError::Stopped)),
-                Err(RaftError::APIError(error)) => {
-                    self.failed.fetch_add(1, Ordering::Relaxed);
-                    match error {
-                        LinearizableReadError::ForwardToLeader(_) => answer(round, Err(BarrierError::LeaderChanged)),
-                        LinearizableReadError::QuorumNotEnough(_) => {
-                            // Those who still wait try again with whoever came meanwhile.
-                            self.waiting.lock().append(&mut round);
-                            tokio::time::sleep(RETRY).await;
-                        }
+            let led = *ways.led.borrow_and_update();
+            match ways.ask(led).await {
+                Asked::Position(upto) => {
+                    for waiter in round.index {
+                        let _ = waiter.send(upto);
+                    }
+                    if *applied.borrow() >= upto {
+                        answer(round.applied);
+                    } else if !round.applied.is_empty() {
+                        let waiters = round.applied;
+                        let _ = behind.send(Behind { upto, waiters });
                     }
                 }
+                Asked::Nothing => {
+                    self.failed.fetch_add(1, Ordering::Relaxed);
+                    // Those who still wait try again, with whoever came meanwhile.
+                    self.waiting.lock().append(round);
+                    let _ = tokio::time::timeout(PAUSE, ways.led.changed()).await;
+                }
+                Asked::Ended => return,
             }
         }
     }
 }
 
-fn answer(round: Vec<oneshot::Sender<Result<(), BarrierError>>>, result: Result<(), BarrierError>) {
-    for waiter in round {
-        let _ = waiter.send(result);
+enum Asked {
+    Position(u64),
+    /// Nobody leads, or the leader could not make sure that it does.
+    Nothing,
+    Ended,
+}
+
+impl Ways {
+    async fn ask(&mut self, led: Leadership) -> Asked {
+        let asked = match led.leader {
+            None => return Asked::Nothing,
+            Some(leader) if leader == self.member => tokio::time::timeout(RETRY, own(&self.raft)).await,
+            Some(leader) => tokio::time::timeout(RETRY, theirs(&*self.network, leader)).await,
+        };
+        asked.unwrap_or(Asked::Nothing)
+    }
+}
+
+async fn own(raft: &RaftHandle) -> Asked {
+    match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        Ok(linearizer) => Asked::Position(position(linearizer.read_log_id().index())),
+        Err(RaftError::Fatal(_)) => Asked::Ended,
+        Err(RaftError::APIError(_)) => Asked::Nothing,
+    }
+}
+
+async fn theirs(network: &dyn Network, leader: u64) -> Asked {
+    let request = Request::ReadIndex(ReadIndex {});
+    match network.call(leader, Lane::Control, request).await {
+        Ok(Ok(Answer::ReadIndex(answer))) if answer.index > 0 => Asked::Position(answer.index),
+        _ => Asked::Nothing,
+    }
+}
+
+/// Answers reads as this member applies what they wait for.
+async fn follow(mut applied: watch::Receiver<u64>, mut reads: mpsc::UnboundedReceiver<Behind>) {
+    // Positions only grow, so whoever came first is served first.
+    while let Some(Behind { upto, waiters }) = reads.recv().await {
+        if applied.wait_for(|applied| *applied >= upto).await.is_err() {
+            return;
+        }
+        answer(waiters);
+    }
+}
+
+fn answer(waiters: Vec<oneshot::Sender<()>>) {
+    for waiter in waiters {
+        let _ = waiter.send(());
     }
 }

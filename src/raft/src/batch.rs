@@ -94,6 +94,20 @@ impl Batch {
         self.origin
     }
 
+    /// Bytes that it takes in the log.
+    pub fn len(&self) -> usize {
+        self.payload.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.payload.len() <= HEAD
+    }
+
+    /// As the log has it.
+    pub fn payload(&self) -> Bytes {
+        self.payload.clone()
+    }
+
     /// The commands. Byte fields are slices of the batch.
     pub fn commands(&self) -> Result<Vec<command::Command>, Error> {
         Ok(command::decode(self.payload.slice(HEAD..))?)

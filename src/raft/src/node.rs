@@ -4,20 +4,29 @@
 //!
 //! * [`start`] — opens the parts in order and recovers;
 //! * [`observe`] — who leads, and the end of consensus;
+//! * [`membership`] — raft's voters follow the members table;
+//! * [`progress`] — how far others are;
+//! * [`transfer`] — leadership given away;
 //! * [`leases`] — keepalive and time to live;
 //! * [`expiry`], [`purge`] — what the node does by itself;
 //! * [`stop`] — ends it, within a time.
 
 mod expiry;
 mod leases;
+mod membership;
 mod observe;
+mod progress;
 mod purge;
 mod start;
 mod stop;
+mod transfer;
 
 use crate::barrier::Barrier;
+use crate::leadership::{Leadership, Led};
 use crate::lessor::Lessor;
 use crate::observer::Observer;
+use crate::peer::Network;
+use crate::peer::service::Service;
 use crate::proposer::{ProposeError, Proposer};
 use crate::types::{RaftHandle, position};
 use openraft::async_runtime::WatchReceiver;
@@ -25,18 +34,37 @@ use parking_lot::Mutex;
 use quorate_store::Store;
 use quorate_store::command::{Command, Outcome};
 use quorate_wal::Wal;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 pub use leases::LeaseError;
-pub use start::StartError;
+pub use start::{StartError, runtime};
+pub use transfer::TransferError;
+
+/// Who this member is, to its peers.
+#[derive(Clone, Debug, Default)]
+pub struct Identity {
+    pub cluster: u64,
+    pub member: u64,
+    /// Of the data directory.
+    pub incarnation: u64,
+    /// Which start of this member's process on this data directory; larger each time.
+    pub boot: u64,
+    /// Members that are let in before the members table is there: those that found the cluster, or those that were there
+    /// when this member joined.
+    pub known: BTreeSet<u64>,
+}
 
 pub struct Options {
-    pub member: u64,
+    pub identity: Identity,
+    /// The voters that the cluster begins with, this one among them. Empty: this member joins one that is there. Without
+    /// meaning once the log has begun.
+    pub founders: BTreeSet<u64>,
     pub heartbeat: Duration,
     pub election: Duration,
     /// Entries applied between two purges of the log.
@@ -48,6 +76,9 @@ pub struct Options {
     pub purge_interval: Duration,
     /// Called once when consensus has ended for good. The process should end: it can acknowledge nothing more.
     pub on_fatal: Arc<dyn Fn(String) + Send + Sync>,
+    /// Called once this member has been removed from the cluster, for good.
+    pub on_removed: Arc<dyn Fn() + Send + Sync>,
+    pub network: Arc<dyn Network>,
 }
 
 /// Consensus, running. Shared by the server's parts. Dropped without a [`Node::stop`], it ends as in a crash.
@@ -59,29 +90,47 @@ pub struct Node {
 }
 
 /// What a node's tasks share.
-struct Parts {
-    raft: RaftHandle,
-    wal: Wal,
-    store: Store,
-    member: u64,
-    proposer: Arc<Proposer>,
-    barrier: Arc<Barrier>,
-    lessor: Arc<Lessor>,
+pub(crate) struct Parts {
+    pub raft: RaftHandle,
+    pub wal: Wal,
+    pub store: Store,
+    pub identity: Identity,
+    pub proposer: Arc<Proposer>,
+    pub barrier: Arc<Barrier>,
+    pub lessor: Arc<Lessor>,
+    pub network: Arc<dyn Network>,
+    /// First seen incarnations of members whose own the table does not know yet.
+    pub seen: Mutex<BTreeMap<u64, u64>>,
     applied: watch::Receiver<u64>,
+    election: Duration,
     view: View,
     /// This member leads, has applied what earlier terms left, and keeps the time of all leases.
     leading: watch::Sender<bool>,
+    /// The members table has changed.
+    members_changed: Arc<Notify>,
     /// The end of consensus is wanted.
     stopping: AtomicBool,
+    on_removed: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// Raft's state as requests want it: two loads, no lock.
-#[derive(Default)]
 struct View {
     term: AtomicU64,
     /// 0: nobody known.
     leader: AtomicU64,
     leader_changes: AtomicU64,
+    led: watch::Sender<Leadership>,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            term: AtomicU64::new(0),
+            leader: AtomicU64::new(0),
+            leader_changes: AtomicU64::new(0),
+            led: watch::Sender::new(Leadership::default()),
+        }
+    }
 }
 
 /// For Status and metrics.
@@ -119,7 +168,12 @@ impl Node {
     }
 
     pub fn member(&self) -> u64 {
-        self.parts.member
+        self.parts.identity.member
+    }
+
+    /// What this member does for its peers.
+    pub fn service(&self) -> Service {
+        Service::new(self.parts.clone())
     }
 
     /// The current term.
@@ -129,6 +183,11 @@ impl Node {
 
     pub fn leader(&self) -> Option<u64> {
         Some(self.parts.view.leader.load(Ordering::Relaxed)).filter(|leader| *leader != 0)
+    }
+
+    /// Who leads, to wait on.
+    pub fn led(&self) -> Led {
+        self.parts.view.led.subscribe()
     }
 
     /// Position of the last applied entry, to wait on.
@@ -162,8 +221,16 @@ impl Node {
     }
 }
 
+impl Parts {
+    /// As far as this member knows.
+    pub fn leads(&self) -> bool {
+        self.view.leader.load(Ordering::Relaxed) == self.identity.member
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
+        self.tasks.get_mut().iter().for_each(JoinHandle::abort);
         // A runtime that is merely dropped waits for its threads, which panics where nobody may wait.
         if let Some(runtime) = self.runtime.get_mut().take() {
             runtime.shutdown_background();

@@ -4,29 +4,43 @@
 //! slot is free, so what arrives while the last batches are being written joins the next: one client sees the latency
 //! of one sync, a thousand share one. There is no timer.
 //!
-//! What was handed to openraft is never proposed again: "not the leader" can also mean that the entry was appended
-//! here and may still commit elsewhere.
+//! ```text
+//!   propose ─► open batch ─► flight ──┬─ this member leads ──► openraft
+//!                              ▲      └─ another does ───────► Forward to it
+//!                              └── came back, or the leader changed: sent again
+//!   applied here ─► its waiters are answered
+//! ```
+//!
+//! A batch may be sent more often than once, to this leader and the next, since nobody can tell whether an entry that was
+//! appended somewhere will commit. It is applied once: its origin says which batch it is, and the state machine passes
+//! over what it has had. So the fate of a batch is known when this member applies it, and not before.
 
 use crate::batch::{Batch, Origin};
+use crate::flights::{Flight, Flights, Waiter};
+use crate::leadership::{Leadership, Led};
+use crate::peer::{Answer, BoxFuture, Lane, Network, PeerError, Request};
 use crate::space::{self, LogSpace};
-use crate::tracker::{Tracker, Waiter, Waiting};
 use crate::types::{FnResponder, RaftHandle, TypeConfig};
 use bytes::BytesMut;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use openraft::error::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
+use quorate_api::proto::quorate::peer::{Forward, forward_answer::Fate};
 use quorate_store::command::{self, Command, Outcome};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
 /// A batch closes when it holds this much: beyond, the cost of a sync is shared anyway and peers would need larger
 /// messages. A single larger command is a batch of its own.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// Batches between "handed to openraft" and "applied here": one being written while the one before is applied.
+/// Batches between "handed to consensus" and "applied here": one being written while the one before is applied.
 const BATCHES_IN_FLIGHT: usize = 2;
 
 /// Buffer of the first batch; later ones begin as large as the last one became.
@@ -34,6 +48,12 @@ const BATCH_BYTES_MIN: usize = 4 << 10;
 
 /// How often the log is asked about its next segment, where it has no room without.
 const SEGMENT_POLL: Duration = Duration::from_millis(1);
+
+/// A batch that came back is sent again after this time, or at once when another leads.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// How often batches are looked for that nobody waits for any more.
+const GIVE_UP_EVERY: Duration = Duration::from_secs(1);
 
 /// Commands and bytes that may wait for a batch. A client has no use for an answer that is a minute away.
 ///
@@ -47,29 +67,39 @@ const QUEUED_BYTES_MAX: usize = 256 << 20;
 pub enum ProposeError {
     #[error("too many commands wait to be written")]
     TooManyRequests,
-    #[error("this member is not the leader; nothing was proposed")]
-    NotLeader,
     #[error("no disk space left for the log; nothing was proposed")]
     NoSpace,
     /// It may have been executed or may still be.
-    #[error("leadership changed while the command was on its way; its fate is unknown")]
+    #[error("the command's fate is unknown")]
     Unknown,
     #[error("the node is stopping")]
     Stopped,
 }
 
+/// What a proposer is told about this member.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Whose {
+    pub member: u64,
+    pub boot: u64,
+}
+
 /// Where commands enter. Shared by all request handlers.
 pub struct Proposer {
-    tracker: Arc<Tracker>,
+    whose: Whose,
+    flights: Mutex<Flights>,
     space: LogSpace,
     queue: Mutex<Queue>,
     wake: Notify,
-    slots: Arc<Slots>,
+    slots: Slots,
     stopped: AtomicBool,
+    /// Nothing is handed to consensus: leadership is about to be given away.
+    held: AtomicBool,
     sequence: AtomicU64,
     /// Commands taken and not yet answered. Counted up with the queue locked, so that whoever closes it misses none.
     pending: AtomicUsize,
     failed: AtomicU64,
+    /// Bytes of other members' batches that were handed to openraft here and have no end yet.
+    forwarded: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -77,7 +107,7 @@ struct Queue {
     batches: VecDeque<Building>,
     commands: usize,
     bytes: usize,
-    /// Bytes of batches that were handed to openraft and are not answered.
+    /// Bytes of batches that left the queue and are not answered.
     in_flight: usize,
     /// Bytes of the last batch that went.
     last: usize,
@@ -93,13 +123,11 @@ struct Building {
 /// Slots for batches in flight. A plain semaphore would tie a slot to a future; here apply gives it back.
 struct Slots {
     free: AtomicUsize,
-    freed: Notify,
 }
 
 impl Slots {
     fn give_back(&self) {
         self.free.fetch_add(1, Ordering::Release);
-        self.freed.notify_one();
     }
 
     fn try_take(&self) -> bool {
@@ -109,21 +137,33 @@ impl Slots {
     }
 }
 
+/// Where batches go.
+pub(crate) struct Ways {
+    pub raft: RaftHandle,
+    pub network: Arc<dyn Network>,
+    pub led: Led,
+}
+
+/// How a forwarded batch ended: its sequence, to whom it was sent, what came back.
+type Forwarded = BoxFuture<(u64, Leadership, Result<Answer, PeerError>)>;
+
 impl Proposer {
-    pub(crate) fn new(tracker: Arc<Tracker>, space: LogSpace) -> Self {
+    pub(crate) fn new(whose: Whose, space: LogSpace) -> Self {
         Self {
-            tracker,
+            whose,
+            flights: Mutex::default(),
             space,
             queue: Mutex::default(),
             wake: Notify::new(),
-            slots: Arc::new(Slots {
+            slots: Slots {
                 free: AtomicUsize::new(BATCHES_IN_FLIGHT),
-                freed: Notify::new(),
-            }),
+            },
             stopped: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             sequence: AtomicU64::new(1),
             pending: AtomicUsize::new(0),
             failed: AtomicU64::new(0),
+            forwarded: AtomicUsize::new(0),
         }
     }
 
@@ -193,21 +233,55 @@ impl Proposer {
         self.pending.load(Ordering::Acquire) == 0
     }
 
-    /// Hands batches to openraft until closed and empty.
-    pub(crate) async fn run(self: Arc<Self>, raft: RaftHandle) {
+    /// While leadership is given away, what comes waits for the next leader.
+    pub(crate) fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Sends batches to whoever leads, until closed and empty.
+    pub(crate) async fn run(self: Arc<Self>, mut ways: Ways) {
+        let mut forwarded = FuturesUnordered::<Forwarded>::new();
+        let mut give_up = tokio::time::interval(GIVE_UP_EVERY);
         loop {
-            while self.queue.lock().batches.is_empty() {
-                if self.stopped.load(Ordering::Acquire) {
-                    return;
+            let led = *ways.led.borrow_and_update();
+            if led.leader.is_some() && !self.held.load(Ordering::Acquire) {
+                // What the last leader has not brought to an end, and what came back.
+                let strays = self.flights.lock().strays(led, Instant::now());
+                for sequence in strays {
+                    self.send(sequence, led, &ways, &mut forwarded).await;
                 }
-                self.wake.notified().await;
+                while let Some(sequence) = self.next_batch() {
+                    self.send(sequence, led, &ways, &mut forwarded).await;
+                }
             }
-            while !self.slots.try_take() {
-                self.slots.freed.notified().await;
+            if self.stopped.load(Ordering::Acquire) && self.is_idle() {
+                return;
+            }
+            let retry = self.flights.lock().next_attempt().filter(|_| led.leader.is_some());
+            tokio::select! {
+                biased;
+                () = self.wake.notified() => {}
+                Some((sequence, to, answer)) = forwarded.next() => self.forwarded(sequence, to, answer),
+                changed = ways.led.changed() => if changed.is_err() {
+                    // Consensus has ended, and so has everybody's hope.
+                    return;
+                },
+                () = sleep_until(retry) => {}
+                _ = give_up.tick() => self.give_up(),
+            }
+        }
+    }
+
+    /// Takes the next batch out of the queue if it may leave.
+    fn next_batch(&self) -> Option<u64> {
+        loop {
+            if self.queue.lock().batches.is_empty() || !self.slots.try_take() {
+                return None;
             }
             let Some(building) = self.queue.lock().pop() else {
                 self.slots.give_back();
-                continue;
+                return None;
             };
             let Building {
                 buffer,
@@ -215,22 +289,148 @@ impl Proposer {
                 grows_store,
             } = building;
             let bytes = Batch::commands_len(&buffer);
-            let origin = self.tracker.origin(self.sequence.fetch_add(1, Ordering::Relaxed));
-            self.tracker.register(origin.sequence, Waiting { waiters, bytes });
-            if !self.finds_room(bytes, grows_store).await {
-                self.fail(origin, ProposeError::NoSpace);
+            let origin = Origin {
+                member: self.whose.member,
+                boot: self.whose.boot,
+                sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
+            };
+            let flight = Flight {
+                batch: Batch::seal(buffer, origin),
+                waiters,
+                bytes,
+                grows_store,
+                sent: None,
+                handed_over: 0,
+                not_before: Instant::now(),
+            };
+            // While nobody led, those who asked may have gone.
+            if flight.is_abandoned() {
+                self.end(flight, ProposeError::Unknown);
                 continue;
             }
-            let batch = Batch::seal(buffer, origin);
-            if raft.client_write_ff(batch, Some(self.responder(origin))).await.is_err() {
-                self.fail(origin, ProposeError::Stopped);
+            self.flights.lock().insert(flight);
+            return Some(origin.sequence);
+        }
+    }
+
+    /// Sends a batch to the leader.
+    async fn send(
+        self: &Arc<Self>,
+        sequence: u64,
+        led: Leadership,
+        ways: &Ways,
+        forwarded: &mut FuturesUnordered<Forwarded>,
+    ) {
+        let here = led.leader == Some(self.whose.member);
+        let Some((batch, bytes, grows_store)) = self.depart(sequence, led, !here) else {
+            return;
+        };
+        if !here {
+            let (Some(leader), request) = (led.leader, forward(&batch, grows_store)) else {
+                return;
+            };
+            let reply = ways.network.call(leader, Lane::Log, request);
+            forwarded.push(Box::pin(async move {
+                let answer = reply.await.unwrap_or(Err(PeerError::Lost { to: leader }));
+                (sequence, led, answer)
+            }));
+            return;
+        }
+        if !self.finds_room(bytes, grows_store).await {
+            self.refused_for_space(sequence);
+            return;
+        }
+        if let Some(flight) = self.flights.lock().get_mut(sequence) {
+            flight.handed_over += 1;
+        }
+        let respond = self.responder(sequence, led);
+        if ways.raft.client_write_ff(batch, Some(respond)).await.is_err() {
+            self.fail(sequence, ProposeError::Stopped);
+        }
+    }
+
+    /// Notes to whom a batch goes. `None`: it has come to its end meanwhile.
+    fn depart(&self, sequence: u64, led: Leadership, handed_over: bool) -> Option<(Batch, usize, bool)> {
+        let mut flights = self.flights.lock();
+        let flight = flights.get_mut(sequence)?;
+        flight.sent = Some(led);
+        flight.handed_over += u32::from(handed_over);
+        Some((flight.batch.clone(), flight.bytes, flight.grows_store))
+    }
+
+    /// What the leader said about a batch that was forwarded to it.
+    fn forwarded(&self, sequence: u64, to: Leadership, answer: Result<Answer, PeerError>) {
+        let fate = match answer {
+            Ok(Answer::Forward(answer)) => answer.fate(),
+            // Certainly not sent.
+            Err(PeerError::Unreachable { .. } | PeerError::Refused { .. }) => Fate::NotLeader,
+            Ok(_) | Err(PeerError::Lost { .. }) => Fate::Unknown,
+        };
+        match fate {
+            // Answered by apply, here.
+            Fate::Applied => {}
+            Fate::Unknown => self.came_back(sequence, to, true),
+            Fate::NotLeader => self.came_back(sequence, to, false),
+            Fate::NoSpace => {
+                self.came_back(sequence, to, false);
+                self.refused_for_space(sequence);
             }
         }
     }
 
-    /// Whether the outcomes of a batch are waited for here.
+    /// A batch is sent again, unless it has been already.
+    fn came_back(&self, sequence: u64, from: Leadership, handed_over: bool) {
+        {
+            let mut flights = self.flights.lock();
+            let Some(flight) = flights.get_mut(sequence) else {
+                return;
+            };
+            if !handed_over {
+                flight.handed_over = flight.handed_over.saturating_sub(1);
+            }
+            if flight.sent != Some(from) {
+                return;
+            }
+            flight.sent = None;
+            flight.not_before = Instant::now() + RETRY;
+        }
+        self.wake.notify_one();
+    }
+
+    /// The log has no room for a batch. Only one that was never handed over can be refused with certainty.
+    fn refused_for_space(&self, sequence: u64) {
+        let certain = {
+            let mut flights = self.flights.lock();
+            let Some(flight) = flights.get_mut(sequence) else {
+                return;
+            };
+            flight.sent = None;
+            flight.not_before = Instant::now() + RETRY;
+            flight.handed_over == 0
+        };
+        if certain {
+            self.fail(sequence, ProposeError::NoSpace);
+        }
+    }
+
+    /// Lets go of batches whose callers have all gone: sending them on would do what nobody waits for.
+    fn give_up(&self) {
+        let gone = self
+            .flights
+            .lock()
+            .take_if(|_, flight| flight.sent.is_none() && flight.is_abandoned());
+        for flight in gone {
+            self.end(flight, ProposeError::Unknown);
+        }
+    }
+
+    /// Whether the outcomes of a batch are waited for here. When it is committed and nobody does, nobody will.
     pub(crate) fn awaits(&self, origin: Origin) -> bool {
-        self.tracker.awaits(origin)
+        self.is_own(origin) && self.flights.lock().contains(origin.sequence)
+    }
+
+    fn is_own(&self, origin: Origin) -> bool {
+        origin.member == self.whose.member && origin.boot == self.whose.boot
     }
 
     /// What was taken in while the disk still had room may find none now. An entry that does not fit would end the node,
@@ -238,6 +438,7 @@ impl Proposer {
     async fn finds_room(&self, bytes: usize, grows_store: bool) -> bool {
         loop {
             let before = self.queue.lock().in_flight.saturating_sub(bytes);
+            let before = before.saturating_add(self.forwarded.load(Ordering::Acquire));
             if self.space.has(grows_store, bytes, before) {
                 return true;
             }
@@ -249,14 +450,53 @@ impl Proposer {
         }
     }
 
+    /// Takes in another member's batch, if this member leads. Its fate is told when it is applied here or lost.
+    pub(crate) async fn accept(self: Arc<Self>, raft: RaftHandle, batch: Batch, grows_store: bool) -> Fate {
+        let bytes = batch.len();
+        if self.stopped.load(Ordering::Acquire) || self.held.load(Ordering::Acquire) {
+            return Fate::NotLeader;
+        }
+        if !self.finds_room(bytes, grows_store).await {
+            return Fate::NoSpace;
+        }
+        self.forwarded.fetch_add(bytes, Ordering::AcqRel);
+        let (tell, told) = oneshot::channel();
+        let proposer = self.clone();
+        let respond = FnResponder(Box::new(move |result: ClientWriteResult<TypeConfig>| {
+            proposer.forwarded.fetch_sub(bytes, Ordering::AcqRel);
+            let _ = tell.send(match result {
+                Ok(_) => Fate::Applied,
+                // Of this openraft: refused before anything was appended.
+                Err(ClientWriteError::ForwardToLeader(_)) => Fate::NotLeader,
+                Err(_) => Fate::Unknown,
+            });
+        }));
+        match raft.client_write_ff(batch, Some(respond)).await {
+            Ok(()) => told.await.unwrap_or(Fate::Unknown),
+            Err(_) => Fate::Unknown,
+        }
+    }
+
     /// Answers a batch that was applied here: one pass over its waiters.
     pub(crate) fn applied(&self, origin: Origin, outcomes: impl Iterator<Item = Outcome>) {
-        let Some(waiting) = self.tracker.take(origin) else {
+        if !self.is_own(origin) {
+            return;
+        }
+        let Some(flight) = self.flights.lock().take(origin.sequence) else {
             return;
         };
-        self.settled(&waiting);
-        for (waiter, outcome) in waiting.waiters.into_iter().zip(outcomes) {
+        self.settled(&flight);
+        for (waiter, outcome) in flight.waiters.into_iter().zip(outcomes) {
             let _ = waiter.send(Ok(outcome));
+        }
+    }
+
+    /// A snapshot has jumped over entries: batches that were among them have been executed, and what came of them is not
+    /// to be had any more.
+    pub(crate) fn jumped(&self, was_applied: impl Fn(Origin) -> bool) {
+        let passed = self.flights.lock().take_if(|origin, _| was_applied(origin));
+        for flight in passed {
+            self.end(flight, ProposeError::Unknown);
         }
     }
 
@@ -265,8 +505,8 @@ impl Proposer {
         self.close();
         let queued = std::mem::take(&mut self.queue.lock().batches);
         let queued = queued.into_iter().map(|Building { waiters, .. }| waiters);
-        let handed_over = self.tracker.take_all().into_iter().map(|waiting| waiting.waiters);
-        for waiters in queued.chain(handed_over) {
+        let on_their_way = self.flights.lock().take_all();
+        for waiters in queued.chain(on_their_way.into_iter().map(|flight| flight.waiters)) {
             self.answered(waiters.len());
             for waiter in waiters {
                 let _ = waiter.send(Err(error));
@@ -274,23 +514,32 @@ impl Proposer {
         }
     }
 
-    fn fail(&self, origin: Origin, error: ProposeError) {
-        let Some(waiting) = self.tracker.take(origin) else {
-            return;
-        };
-        self.failed.fetch_add(waiting.waiters.len() as u64, Ordering::Relaxed);
-        self.settled(&waiting);
-        for waiter in waiting.waiters {
+    fn fail(&self, sequence: u64, error: ProposeError) {
+        let flight = self.flights.lock().take(sequence);
+        if let Some(flight) = flight {
+            self.end(flight, error);
+        }
+    }
+
+    fn end(&self, flight: Flight, error: ProposeError) {
+        self.failed.fetch_add(flight.waiters.len() as u64, Ordering::Relaxed);
+        self.settled(&flight);
+        for waiter in flight.waiters {
             let _ = waiter.send(Err(error));
         }
     }
 
-    fn settled(&self, waiting: &Waiting) {
-        let mut queue = self.queue.lock();
-        queue.in_flight = queue.in_flight.saturating_sub(waiting.bytes);
-        drop(queue);
-        self.answered(waiting.waiters.len());
+    fn settled(&self, flight: &Flight) {
+        let more = {
+            let mut queue = self.queue.lock();
+            queue.in_flight = queue.in_flight.saturating_sub(flight.bytes);
+            !queue.batches.is_empty()
+        };
+        self.answered(flight.waiters.len());
         self.slots.give_back();
+        if more || self.stopped.load(Ordering::Acquire) {
+            self.wake.notify_one();
+        }
     }
 
     fn answered(&self, commands: usize) {
@@ -299,15 +548,29 @@ impl Proposer {
         debug_assert!(before.is_ok_and(|before| before >= commands), "answered twice");
     }
 
-    fn responder(self: &Arc<Self>, origin: Origin) -> FnResponder<ClientWriteResult<TypeConfig>> {
+    fn responder(self: &Arc<Self>, sequence: u64, led: Leadership) -> FnResponder<ClientWriteResult<TypeConfig>> {
         let proposer = self.clone();
         FnResponder(Box::new(move |result| match result {
             Ok(_) => {} // answered by apply already
             // Of this openraft: refused before anything was appended. What was appended and dropped later comes as
             // `LogEntryDiscarded`.
-            Err(ClientWriteError::ForwardToLeader(_)) => proposer.fail(origin, ProposeError::NotLeader),
-            Err(_) => proposer.fail(origin, ProposeError::Unknown),
+            Err(ClientWriteError::ForwardToLeader(_)) => proposer.came_back(sequence, led, false),
+            Err(_) => proposer.came_back(sequence, led, true),
         }))
+    }
+}
+
+fn forward(batch: &Batch, grows_store: bool) -> Request {
+    Request::Forward(Forward {
+        batch: batch.payload(),
+        grows_store,
+    })
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -362,7 +625,7 @@ mod tests {
     }
 
     fn proposer(space: LogSpace) -> Proposer {
-        Proposer::new(Arc::new(Tracker::new(1, 1)), space)
+        Proposer::new(Whose { member: 1, boot: 1 }, space)
     }
 
     #[test]
@@ -433,15 +696,12 @@ mod tests {
     fn pending_is_exact_when_what_was_given_up_ends_late() {
         let proposer = proposer(LogSpace::endless());
         let _waiting: Vec<_> = (0..3).map(|_| proposer.propose(&put(1)).unwrap()).collect();
-        let Building { waiters, buffer, .. } = proposer.queue.lock().pop().unwrap();
-        let origin = proposer.tracker.origin(1);
-        let bytes = Batch::commands_len(&buffer);
-        proposer.tracker.register(1, Waiting { waiters, bytes });
+        let sequence = proposer.next_batch().unwrap();
         let _more = proposer.propose(&put(1)).unwrap();
         assert_eq!(proposer.pending(), 4);
         proposer.abandon(ProposeError::Unknown);
         assert!(proposer.is_idle());
-        proposer.fail(origin, ProposeError::Stopped);
+        proposer.fail(sequence, ProposeError::Stopped);
         assert_eq!(proposer.pending(), 0);
     }
 
@@ -455,7 +715,11 @@ mod tests {
         queue.push(&put(10), true, oneshot::channel().0);
         let small = queue.pop().unwrap();
         assert!(small.buffer.capacity() >= 900 << 10, "ready for another large one");
-        let origin = Tracker::new(1, 1).origin(1);
+        let origin = Origin {
+            member: 1,
+            boot: 1,
+            sequence: 1,
+        };
         assert!(Batch::seal(small.buffer, origin).kept_bytes() < 8 << 10);
     }
 }

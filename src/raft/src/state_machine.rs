@@ -7,7 +7,7 @@ use crate::barrier::Barrier;
 use crate::batch;
 use crate::lessor::{Lessor, Monotonic};
 use crate::observer::{Observer, Op};
-use crate::proposer::Proposer;
+use crate::proposer::{Proposer, Whose};
 use crate::space::LogSpace;
 use crate::types::{LogId, StoredMembership, TypeConfig, log_id, position};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -21,7 +21,7 @@ use quorate_store::{Applied, Applier, Error, Image, Received, Store, backend};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::error;
 
 /// What a snapshot is made of, at either end of a transfer.
@@ -42,6 +42,8 @@ pub struct Listeners {
     pub observer: Arc<dyn Observer>,
     /// Position of the last entry that was applied.
     pub applied: watch::Sender<u64>,
+    /// The members table has changed.
+    pub members_changed: Arc<Notify>,
 }
 
 impl Listeners {
@@ -49,11 +51,12 @@ impl Listeners {
     pub fn quiet() -> (Self, watch::Receiver<u64>) {
         let (applied, heard) = watch::channel(0);
         let listeners = Self {
-            proposer: Arc::new(Proposer::new(Arc::default(), LogSpace::endless())),
+            proposer: Arc::new(Proposer::new(Whose::default(), LogSpace::endless())),
             lessor: Arc::new(Lessor::new(Box::new(Monotonic::default()))),
             barrier: Arc::default(),
             observer: Arc::new(()),
             applied,
+            members_changed: Arc::default(),
         };
         (listeners, heard)
     }

@@ -1,6 +1,7 @@
 //! Watches who leads, starts and stops the lease clock, and notices the end of consensus.
 
 use super::Parts;
+use crate::leadership::Leadership;
 use crate::lessor::Known;
 use crate::proposer::ProposeError;
 use crate::types::{RaftHandle, TypeConfig, position};
@@ -22,7 +23,7 @@ pub(super) async fn observe(parts: Arc<Parts>, on_fatal: Arc<dyn Fn(String) + Se
             (now.vote.leader_id.term, now.current_leader, now.vote.committed)
         };
         parts.view.publish(term, leader);
-        let leads = leader == Some(parts.member) && committed;
+        let leads = leader == Some(parts.identity.member) && committed;
         if leads && led_term != Some(term) {
             tokio::select! {
                 () = parts.take_over(term, election) => {
@@ -71,6 +72,11 @@ impl super::View {
         let leader = leader.unwrap_or(0);
         self.term.store(term, Ordering::Relaxed);
         let before = self.leader.swap(leader, Ordering::Relaxed);
+        let now = Leadership {
+            term,
+            leader: Some(leader).filter(|leader| *leader != 0),
+        };
+        self.led.send_if_modified(|led| std::mem::replace(led, now) != now);
         if before != leader && leader != 0 {
             self.leader_changes.fetch_add(1, Ordering::Relaxed);
             info!(term, leader = format_args!("{leader:x}"), "elected leader");
@@ -126,16 +132,10 @@ mod tests {
         let (wal, _) = Wal::open(quorate_wal::Options::new("/wal"), Arc::new(FaultyDisk::new())).unwrap();
         let (tell, told) = mpsc::channel();
         let options = Options {
-            member: 7,
-            heartbeat: Duration::from_millis(100),
-            election: Duration::from_millis(1000),
-            snapshot_count: 10_000,
-            catchup_entries: 0,
-            observer: Arc::new(()),
-            purge_interval: Duration::from_secs(1),
             on_fatal: Arc::new(move |reason| tell.send(reason).unwrap()),
+            ..Options::alone(7)
         };
-        let node = Node::start(options, wal, store, applier).unwrap();
+        let node = Node::start(crate::node::runtime().unwrap(), options, wal, store, applier).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(node.parts.raft.shutdown()).unwrap();
         assert_eq!(told.recv().unwrap(), "raft stopped");

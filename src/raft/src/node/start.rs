@@ -1,28 +1,28 @@
 //! Opens the parts of consensus in order and recovers.
 
 use super::observe::{ended, observe};
-use super::{Node, Options, Parts, View, expiry, purge};
-use crate::barrier::Barrier;
+use super::{Identity, Node, Options, Parts, View, expiry, membership, purge};
+use crate::barrier::{self, Barrier};
 use crate::lessor::{Lessor, Monotonic};
 use crate::log_store::LogStore;
-use crate::network::NoPeers;
-use crate::proposer::Proposer;
+use crate::peer::NoPeers;
+use crate::peer::network::Peers;
+use crate::proposer::{self, Proposer, Whose};
 use crate::space::LogSpace;
 use crate::state_machine::{Listeners, StateMachine};
-use crate::tracker::Tracker;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Config, EmptyNode, Raft, SnapshotPolicy};
 use parking_lot::Mutex;
 use quorate_store::{Applier, Store};
 use quorate_wal::Wal;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
-/// Threads for openraft, apply and, later, the peers.
+/// Threads for openraft, apply and the peers.
 const THREADS: usize = 2;
 
 #[derive(Debug, thiserror::Error)]
@@ -42,18 +42,49 @@ impl StartError {
     }
 }
 
+/// Where consensus and the peers run, apart from requests.
+pub fn runtime() -> Result<Runtime, StartError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .thread_name("raft")
+        .enable_all()
+        .build()
+        .map_err(StartError::Runtime)
+}
+
+impl Options {
+    /// For a member that founds a cluster of its own; with the server's defaults.
+    pub fn alone(member: u64) -> Self {
+        Self {
+            identity: Identity {
+                member,
+                boot: 1,
+                ..Identity::default()
+            },
+            founders: BTreeSet::from([member]),
+            heartbeat: Duration::from_millis(100),
+            election: Duration::from_millis(1000),
+            snapshot_count: 10_000,
+            catchup_entries: 5_000,
+            observer: Arc::new(()),
+            purge_interval: Duration::from_secs(1),
+            on_fatal: Arc::new(|_| {}),
+            on_removed: Arc::new(|| {}),
+            network: Arc::new(NoPeers),
+        }
+    }
+}
+
 impl Node {
-    /// Recovers from log and store, wins the election of a sole voter, and returns when everything that the log held
-    /// is applied and this member leads: from then on a local read sees every write that was ever acknowledged, and
-    /// every lease has its deadline. Takes what it takes; there is nothing to serve before.
-    pub fn start(options: Options, wal: Wal, store: Store, applier: Applier) -> Result<Arc<Self>, StartError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(THREADS)
-            .thread_name("raft")
-            .enable_all()
-            .build()
-            .map_err(StartError::Runtime)?;
-        match runtime.block_on(Self::start_on(&runtime, options, wal, store, applier)) {
+    /// [`Node::launch`] on a runtime that becomes the node's own. Blocks.
+    pub fn start(
+        runtime: Runtime,
+        options: Options,
+        wal: Wal,
+        store: Store,
+        applier: Applier,
+    ) -> Result<Arc<Self>, StartError> {
+        match runtime.block_on(Self::launch(options, wal, store, applier)) {
             Ok(node) => {
                 *node.runtime.lock() = Some(runtime);
                 Ok(node)
@@ -65,18 +96,28 @@ impl Node {
         }
     }
 
-    async fn start_on(
-        runtime: &Runtime,
-        options: Options,
-        wal: Wal,
-        store: Store,
-        applier: Applier,
-    ) -> Result<Arc<Self>, StartError> {
-        let member = options.member;
-        let tracker = Arc::new(Tracker::new(member, rand::random()));
-        let proposer = Arc::new(Proposer::new(tracker, LogSpace::of(wal.clone())));
+    /// Recovers from log and store, on the runtime that this is called on.
+    ///
+    /// A sole voter wins its election here, and this returns when everything that the log held is applied and it leads:
+    /// from then on a local read sees every write that was ever acknowledged, and every lease has its deadline. Takes what
+    /// it takes; there is nothing to serve before. Where others have to be asked this returns at once.
+    pub async fn launch(options: Options, wal: Wal, store: Store, applier: Applier) -> Result<Arc<Self>, StartError> {
+        let config = Arc::new(raft_config(&options)?);
+        let Options {
+            identity,
+            founders,
+            election,
+            ..
+        } = options;
+        let member = identity.member;
+        let whose = Whose {
+            member,
+            boot: identity.boot,
+        };
+        let proposer = Arc::new(Proposer::new(whose, LogSpace::of(wal.clone())));
         let barrier = Arc::new(Barrier::default());
         let lessor = Arc::new(Lessor::new(Box::new(Monotonic::default())));
+        let members_changed = Arc::new(Notify::new());
         let (applied_tx, applied) = watch::channel(applier.applied().map_or(0, |applied| applied.index));
         let listeners = Listeners {
             proposer: proposer.clone(),
@@ -84,39 +125,60 @@ impl Node {
             barrier: barrier.clone(),
             observer: options.observer.clone(),
             applied: applied_tx,
+            members_changed: members_changed.clone(),
         };
         let machine = StateMachine::new(applier, store.clone(), listeners);
-        let config = Arc::new(raft_config(&options)?);
         let log = LogStore::new(wal.clone());
-        let raft = Raft::new(member, config, NoPeers, log.clone(), machine)
+        let network = options.network.clone();
+        let raft = Raft::new(member, config, Peers(network.clone()), log.clone(), machine)
             .await
             .map_err(StartError::raft)?;
         let parts = Arc::new(Parts {
             raft: raft.clone(),
             wal,
             store,
-            member,
+            identity,
             proposer: proposer.clone(),
             barrier: barrier.clone(),
             lessor,
+            network: network.clone(),
+            seen: Mutex::default(),
             applied: applied.clone(),
+            election,
             view: View::default(),
             leading: watch::Sender::new(false),
+            members_changed,
             stopping: AtomicBool::new(false),
+            on_removed: options.on_removed,
         });
+        let led = parts.view.led.subscribe();
         let mut tasks = vec![
-            runtime.spawn(observe(parts.clone(), options.on_fatal, options.election)),
-            runtime.spawn(proposer.run(raft.clone())),
-            runtime.spawn(barrier.run(raft, applied)),
+            tokio::spawn(observe(parts.clone(), options.on_fatal, election)),
+            tokio::spawn(proposer.run(proposer::Ways {
+                raft: raft.clone(),
+                network: network.clone(),
+                led: led.clone(),
+            })),
+            tokio::spawn(barrier.run(
+                barrier::Ways {
+                    member,
+                    raft,
+                    network,
+                    led,
+                },
+                applied,
+            )),
         ];
-        parts.found_or_recover().await?;
-        tasks.push(runtime.spawn(expiry::run(parts.clone())));
+        parts.found_or_recover(founders).await?;
+        tasks.push(tokio::spawn(expiry::run(parts.clone())));
+        tasks.push(tokio::spawn(membership::run(parts.clone())));
+        tasks.push(tokio::spawn(parts.clone().watch_removal()));
         let schedule = purge::Schedule {
             every: options.purge_interval,
             entries: options.snapshot_count,
             reserve: options.catchup_entries,
         };
-        tasks.push(runtime.spawn(purge::run(parts.clone(), log, schedule)));
+        tasks.push(tokio::spawn(purge::run(parts.clone(), log, schedule)));
         Ok(Arc::new(Self {
             runtime: Mutex::default(),
             tasks: Mutex::new(tasks),
@@ -126,14 +188,20 @@ impl Node {
 }
 
 impl Parts {
-    async fn found_or_recover(&self) -> Result<(), StartError> {
-        if self.raft.is_initialized().await.map_err(StartError::raft)? {
+    async fn found_or_recover(&self, founders: BTreeSet<u64>) -> Result<(), StartError> {
+        let is_new = !self.raft.is_initialized().await.map_err(StartError::raft)?;
+        let voters = if is_new { founders } else { self.voters_found() };
+        let alone = voters.iter().eq([&self.identity.member]);
+        if is_new && !voters.is_empty() {
+            let founders: BTreeMap<u64, EmptyNode> = voters.into_iter().map(|id| (id, EmptyNode::new())).collect();
+            self.raft.initialize(founders).await.map_err(StartError::raft)?;
+        } else if alone {
             // Leadership is not restored from the last run: only a vote in a new term, with a blank entry of that
             // term applied, proves that every entry found in the log is committed.
             self.raft.trigger().elect(false).await.map_err(StartError::raft)?;
-        } else {
-            let founders = BTreeMap::from([(self.member, EmptyNode::new())]);
-            self.raft.initialize(founders).await.map_err(StartError::raft)?;
+        }
+        if !alone {
+            return Ok(());
         }
         let mut leading = self.leading.subscribe();
         tokio::select! {
@@ -141,20 +209,30 @@ impl Parts {
             _ = leading.wait_for(|leading| *leading) => {}
             reason = ended(&self.raft) => return Err(StartError::raft(reason)),
         }
-        let metrics = self.raft.server_metrics();
-        let alone = metrics.borrow_watched().membership_config.voter_ids().eq([self.member]);
-        self.barrier.set_alone(alone);
+        self.barrier.set_alone(true);
         Ok(())
+    }
+
+    fn voters_found(&self) -> BTreeSet<u64> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.voter_ids().collect()
     }
 }
 
 fn raft_config(options: &Options) -> Result<Config, StartError> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    // openraft's follower campaigns when neither the leader's lease nor a random time after it has been renewed. Together
+    // they are one to one and a half election timeouts, as etcd's clients and operators expect; a leader that has heard
+    // of no quorum for three quarters of one takes no more writes.
+    let lease = options.election * 3 / 4;
     let config = Config {
         cluster_name: "quorate".to_owned(),
         heartbeat_interval: millis(options.heartbeat),
-        election_timeout_min: millis(options.election),
-        election_timeout_max: millis(options.election) * 2,
+        election_timeout_min: millis(options.election / 4),
+        election_timeout_max: millis(lease),
+        // Entries go to the followers while they are being written here.
+        broadcast_submitted_on_append: Some(true),
         // The backend commits by itself; "building" a snapshot only names its last commit, and when to do so is
         // decided in `purge`.
         snapshot_policy: SnapshotPolicy::Never,

@@ -1,0 +1,226 @@
+//! raft's voters follow the members table.
+//!
+//! The table is what clients see and change; a change of it is an ordinary command, applied at once. This loop, on the
+//! leader, brings raft's own membership after it, one step at a time:
+//!
+//! | in the table | in raft | step |
+//! |---|---|---|
+//! | not there | voter or learner | drop it |
+//! | there | not there | add it as a learner |
+//! | voter, has published itself, log caught up | learner | make it a voter |
+//!
+//! So a voter that was added and never started counts against no quorum. Each step is idempotent and looks at what is
+//! there, so a new leader finishes what the old one left half done.
+
+use super::Parts;
+use crate::types::Membership;
+use openraft::async_runtime::WatchReceiver;
+use openraft::error::{ClientWriteError, RaftError};
+use openraft::{ChangeMembers, EmptyNode};
+use quorate_api::MemberId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+/// How often the table is held against raft's membership when nobody says that it has changed: members catch up, and
+/// steps fail.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A log is caught up with so many entries missing at most: they are on their way.
+const CAUGHT_UP: u64 = 64;
+
+/// A step that has not come through after this time is looked at anew.
+const STEP_PATIENCE: Duration = Duration::from_secs(5);
+
+type Step = ChangeMembers<u64, EmptyNode>;
+
+pub(super) async fn run(parts: Arc<Parts>) {
+    let mut leading = parts.leading.subscribe();
+    loop {
+        if leading.wait_for(|leading| *leading).await.is_err() {
+            return;
+        }
+        parts.network.members_changed();
+        if let Some((step, retain)) = parts.next_step() {
+            info!(%step, "raft's membership follows the members table");
+            // Before another voter is proposed: from then on a read has to ask.
+            parts.barrier.set_alone(false);
+            let change = parts.raft.change_membership(step.clone(), retain);
+            match timeout(STEP_PATIENCE, change).await {
+                Ok(Ok(_)) => continue,
+                Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {}
+                Ok(Err(error)) => warn!(%step, %error, "raft's membership did not change; it will be tried again"),
+                Err(_) => warn!(%step, "raft's membership has not changed yet; a quorum of the members has to answer"),
+            }
+        } else {
+            parts.find_out_whether_alone();
+        }
+        let _ = timeout(LOOK_EVERY, parts.members_changed.notified()).await;
+    }
+}
+
+impl Parts {
+    /// What to do next, and whether voters that are dropped stay as learners.
+    fn next_step(&self) -> Option<(Step, bool)> {
+        // Before the first command of the cluster is applied the table says nothing.
+        self.store.cluster_id()?;
+        let table: BTreeMap<u64, bool> = self
+            .store
+            .members()
+            .into_iter()
+            .map(|member| (member.id, !member.is_learner && !member.name.is_empty()))
+            .collect();
+        let raft = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().clone()
+        };
+        let ready = |id: u64| self.is_caught_up(id);
+        next_step(&table, &raft, ready)
+    }
+
+    fn is_caught_up(&self, member: u64) -> bool {
+        let Some(last) = self.last_log() else { return false };
+        self.has_answered(member, self.election) && self.matched(member).saturating_add(CAUGHT_UP) >= last
+    }
+
+    /// The last voter left may read without asking, as if it had always been alone, once its own vote decides all.
+    fn find_out_whether_alone(&self) {
+        if self.barrier.is_alone() {
+            return;
+        }
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let settled = metrics.membership_config == metrics.committed_membership_config;
+        let membership = metrics.membership_config.membership();
+        let alone = membership.get_joint_config().len() == 1 && membership.voter_ids().eq([self.identity.member]);
+        if settled && alone {
+            self.barrier.set_alone(true);
+        }
+    }
+}
+
+/// `table`: who is a member, and whether it is a voter that has made itself known.
+fn next_step(
+    table: &BTreeMap<u64, bool>,
+    raft: &Membership,
+    is_caught_up: impl Fn(u64) -> bool,
+) -> Option<(Step, bool)> {
+    let voters: BTreeSet<u64> = raft.voter_ids().collect();
+    let configs = raft.get_joint_config();
+    if let [_, .., wanted] = &configs[..] {
+        // Half of a change that an earlier leader began.
+        return Some((Step::ReplaceAllVoters(wanted.clone()), false));
+    }
+    let nodes: BTreeSet<u64> = raft.nodes().map(|(id, _)| *id).collect();
+    let gone: BTreeSet<u64> = nodes.iter().copied().filter(|id| !table.contains_key(id)).collect();
+    let gone_voters: BTreeSet<u64> = gone.intersection(&voters).copied().collect();
+    // Somebody has to be left to vote for the change.
+    if !gone_voters.is_empty() && gone_voters != voters {
+        return Some((Step::RemoveVoters(gone_voters), false));
+    }
+    let gone_learners: BTreeSet<u64> = gone.difference(&voters).copied().collect();
+    if !gone_learners.is_empty() {
+        return Some((Step::RemoveNodes(gone_learners), false));
+    }
+    let new: BTreeMap<u64, EmptyNode> = table
+        .keys()
+        .filter(|id| !nodes.contains(id))
+        .map(|id| (*id, EmptyNode::new()))
+        .collect();
+    if !new.is_empty() {
+        return Some((Step::AddNodes(new), false));
+    }
+    let ready = table
+        .iter()
+        .find(|(id, votes)| **votes && !voters.contains(id) && is_caught_up(**id));
+    ready.map(|(id, _)| (Step::AddVoterIds(BTreeSet::from([*id])), false))
+}
+
+impl Parts {
+    /// Notices that this member was removed, whichever way the news comes.
+    pub(super) async fn watch_removal(self: Arc<Self>) {
+        let own = MemberId(self.identity.member);
+        let mut applied = self.applied.clone();
+        loop {
+            if self.store.is_removed(own) {
+                break;
+            }
+            if applied.changed().await.is_err() {
+                return;
+            }
+        }
+        // Others may not have heard that it is committed, and a leader has somebody to hand over to.
+        tokio::time::sleep(self.election).await;
+        (self.on_removed)();
+    }
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raft(configs: &[&[u64]], learners: &[u64]) -> Membership {
+        let configs = configs.iter().map(|ids| ids.iter().copied().collect()).collect();
+        Membership::new_with_defaults(configs, learners.iter().copied())
+    }
+
+    fn table(voters: &[u64], others: &[u64]) -> BTreeMap<u64, bool> {
+        let voters = voters.iter().map(|id| (*id, true));
+        voters.chain(others.iter().map(|id| (*id, false))).collect()
+    }
+
+    fn step(table: &BTreeMap<u64, bool>, raft: &Membership, caught_up: &[u64]) -> Option<String> {
+        let (step, retain) = next_step(table, raft, |id| caught_up.contains(&id))?;
+        assert!(!retain);
+        Some(format!("{step:?}"))
+    }
+
+    #[test]
+    fn nothing_to_do_when_both_are_the_same() {
+        assert_eq!(step(&table(&[1, 2, 3], &[4]), &raft(&[&[1, 2, 3]], &[4]), &[]), None);
+    }
+
+    #[test]
+    fn a_new_member_becomes_a_learner_first_and_a_voter_when_it_is_ready() {
+        let new = table(&[1], &[2]);
+        assert_eq!(
+            step(&new, &raft(&[&[1]], &[]), &[]).unwrap(),
+            format!("{:?}", Step::AddNodes([(2, EmptyNode::new())].into()))
+        );
+        let learner = raft(&[&[1]], &[2]);
+        assert_eq!(step(&new, &learner, &[2]), None, "has not made itself known, or is a learner");
+        let known = table(&[1, 2], &[]);
+        assert_eq!(step(&known, &learner, &[]), None, "its log is behind");
+        assert_eq!(
+            step(&known, &learner, &[2]).unwrap(),
+            format!("{:?}", Step::AddVoterIds([2].into()))
+        );
+    }
+
+    #[test]
+    fn who_is_gone_from_the_table_is_dropped() {
+        let gone = table(&[1, 2], &[]);
+        assert_eq!(
+            step(&gone, &raft(&[&[1, 2, 3]], &[]), &[]).unwrap(),
+            format!("{:?}", Step::RemoveVoters([3].into()))
+        );
+        assert_eq!(
+            step(&gone, &raft(&[&[1, 2]], &[3]), &[]).unwrap(),
+            format!("{:?}", Step::RemoveNodes([3].into()))
+        );
+    }
+
+    /// D13: a leader that went between the two halves of a change.
+    #[test]
+    fn half_a_change_is_finished_first() {
+        let joint = raft(&[&[1, 2], &[1, 2, 3]], &[]);
+        assert_eq!(
+            step(&table(&[1, 2, 3], &[4]), &joint, &[]).unwrap(),
+            format!("{:?}", Step::ReplaceAllVoters([1, 2, 3].into()))
+        );
+    }
+}
