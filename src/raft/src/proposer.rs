@@ -260,6 +260,12 @@ impl Proposer {
         }
     }
 
+    /// The batch came up to be applied and was not, since a newer one had been, or this very one. Who waits here still
+    /// may have been answered nowhere else.
+    pub(crate) fn passed_over(&self, origin: Origin) {
+        self.fail(origin, ProposeError::Unknown);
+    }
+
     /// Ends every command that waits, after the raft core has ended.
     pub(crate) fn abandon(&self, error: ProposeError) {
         self.close();

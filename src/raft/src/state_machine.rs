@@ -82,12 +82,17 @@ impl StateMachine {
         let ops = commands.iter().map(Op::of).collect::<Vec<_>>();
         self.outcomes.clear();
         let begun = Instant::now();
-        let applied = if self.listeners.proposer.awaits(batch.origin()) {
-            self.applier.apply(at, commands, &mut self.outcomes)
-        } else {
-            self.applier.apply_unheard(at, commands, &mut self.outcomes)
-        };
-        applied.map_err(io::Error::other)?;
+        let origin = batch.origin();
+        let heard = self.listeners.proposer.awaits(origin);
+        let fresh = self
+            .applier
+            .apply_once(at, origin, heard, commands, &mut self.outcomes)
+            .map_err(io::Error::other)?;
+        if !fresh {
+            self.listeners.applied.send_replace(at.index);
+            self.listeners.proposer.passed_over(origin);
+            return Ok(());
+        }
         let unreadable = |outcome: &Outcome| outcome.result == Err(quorate_api::Error::AnswerUnreadable);
         if self.outcomes.iter().any(unreadable)
             && let Some(error) = self.applier.take_unread()
@@ -100,7 +105,7 @@ impl StateMachine {
         }
         // Announced before it is answered: whoever hears an answer may ask what is applied.
         self.listeners.applied.send_replace(at.index);
-        self.listeners.proposer.applied(batch.origin(), self.outcomes.drain(..));
+        self.listeners.proposer.applied(origin, self.outcomes.drain(..));
         Ok(())
     }
 

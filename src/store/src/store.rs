@@ -3,7 +3,7 @@
 //! ```text
 //!  Applier ─ the only writer ─┐            ┌─ Store, Store, Store …: readers
 //!                             ▼            ▼
-//!    mvcc: RwLock<index, compacted>   tables: RwLock<leases, members, alarms>
+//!    mvcc: RwLock<index, compacted>   tables: RwLock<leases, members, …>    
 //!    backend: values by revision      revision, applied: published last
 //! ```
 //!
@@ -181,6 +181,11 @@ impl Store {
     /// None until the cluster's first command is applied.
     pub fn cluster_id(&self) -> Option<ClusterId> {
         self.root.current.load().tables.read().members.cluster_id()
+    }
+
+    /// The newest batch of a member that was applied, as (boot, sequence). None: nothing of it ever was, or it was removed.
+    pub fn origin(&self, member: u64) -> Option<(u64, u64)> {
+        self.root.current.load().tables.read().origins.get(member)
     }
 
     /// By member, then kind.

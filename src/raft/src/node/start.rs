@@ -18,7 +18,7 @@ use quorate_wal::Wal;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -73,7 +73,7 @@ impl Node {
         applier: Applier,
     ) -> Result<Arc<Self>, StartError> {
         let member = options.member;
-        let tracker = Arc::new(Tracker::new(member, rand::random()));
+        let tracker = Arc::new(Tracker::new(member, next_boot(&store, member)));
         let proposer = Arc::new(Proposer::new(tracker, LogSpace::of(wal.clone())));
         let barrier = Arc::new(Barrier::default());
         let lessor = Arc::new(Lessor::new(Box::new(Monotonic::default())));
@@ -146,6 +146,15 @@ impl Parts {
         self.barrier.set_alone(alone);
         Ok(())
     }
+}
+
+/// Batches of an earlier start that are still under way must be older than those of this one, and those newer than any
+/// that was applied. So it is the time, and if the clock was set back since, the number after the last.
+fn next_boot(store: &Store, member: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+    let last = store.origin(member).map_or(0, |(boot, _)| boot);
+    now.max(last.saturating_add(1))
 }
 
 fn raft_config(options: &Options) -> Result<Config, StartError> {
