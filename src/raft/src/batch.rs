@@ -11,6 +11,7 @@
 use crate::types::Membership;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use openraft::{EmptyNode, EntryPayload};
+pub use quorate_store::Origin;
 use quorate_store::command;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -24,15 +25,6 @@ const HEAD: usize = 1 + 3 * 8;
 const SPARE_BYTES_MAX: usize = 4 << 10;
 
 pub type Payload = EntryPayload<Batch, u64, EmptyNode>;
-
-/// Who waits for a batch: the member that took its requests, which start of that member's process, and the batch's
-/// number there. No two batches of a cluster share all three.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Origin {
-    pub member: u64,
-    pub boot: u64,
-    pub sequence: u64,
-}
 
 /// Encoded commands with their origin. Cheap to clone.
 #[derive(Clone)]

@@ -491,6 +491,13 @@ impl Proposer {
         }
     }
 
+    /// A batch came up to be applied and was not: it had its turn before. Whoever still waits here was not told.
+    pub(crate) fn passed_over(&self, origin: Origin) {
+        if self.is_own(origin) {
+            self.fail(origin.sequence, ProposeError::Unknown);
+        }
+    }
+
     /// A snapshot has jumped over entries: batches that were among them have been executed, and what came of them is not
     /// to be had any more.
     pub(crate) fn jumped(&self, was_applied: impl Fn(Origin) -> bool) {

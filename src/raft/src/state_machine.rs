@@ -85,12 +85,17 @@ impl StateMachine {
         let ops = commands.iter().map(Op::of).collect::<Vec<_>>();
         self.outcomes.clear();
         let begun = Instant::now();
-        let applied = if self.listeners.proposer.awaits(batch.origin()) {
-            self.applier.apply(at, commands, &mut self.outcomes)
-        } else {
-            self.applier.apply_unheard(at, commands, &mut self.outcomes)
-        };
-        applied.map_err(io::Error::other)?;
+        let origin = batch.origin();
+        let heard = self.listeners.proposer.awaits(origin);
+        let fresh = self
+            .applier
+            .apply_once(at, origin, heard, commands, &mut self.outcomes)
+            .map_err(io::Error::other)?;
+        if !fresh {
+            self.listeners.applied.send_replace(at.index);
+            self.listeners.proposer.passed_over(origin);
+            return Ok(());
+        }
         let unreadable = |outcome: &Outcome| outcome.result == Err(quorate_api::Error::AnswerUnreadable);
         if self.outcomes.iter().any(unreadable)
             && let Some(error) = self.applier.take_unread()
@@ -103,7 +108,10 @@ impl StateMachine {
         }
         // Announced before it is answered: whoever hears an answer may ask what is applied.
         self.listeners.applied.send_replace(at.index);
-        self.listeners.proposer.applied(batch.origin(), self.outcomes.drain(..));
+        if ops.iter().any(|op| matches!(op, Op::Membership | Op::MemberPublish)) {
+            self.listeners.members_changed.notify_one();
+        }
+        self.listeners.proposer.applied(origin, self.outcomes.drain(..));
         Ok(())
     }
 
@@ -184,6 +192,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let index = received.applied().index;
         self.applier.install(received).map_err(io::Error::other)?;
         self.listeners.applied.send_replace(index);
+        self.listeners.members_changed.notify_one();
+        self.listeners.proposer.jumped(|origin| self.store.has_passed(origin));
         Ok(())
     }
 

@@ -26,6 +26,7 @@ use self::step::{Compaction, Step};
 use crate::backend::{self, Applied, Change, Durable, SystemTable, SystemWrite};
 use crate::command::{Command, Outcome};
 use crate::error::Error;
+use crate::origins::Origin;
 use crate::store::{EventSink, Received, Restored, Root, SLICE_KEYS, Shared};
 
 pub(crate) const RAFT_MEMBERSHIP_RECORD: &[u8] = b"raft-membership";
@@ -87,23 +88,29 @@ impl Applier {
     /// Applies one entry: its commands in order, one outcome each. What they did can be read when it returns, and the
     /// sink has their events. Any command that can be decoded can be applied; an error here is one of this member's
     /// disk, and final.
-    pub fn apply(&mut self, entry: Applied, commands: Vec<Command>, out: &mut Vec<Outcome>) -> Result<(), Error> {
-        self.writer
-            .lock()
-            .run(|writer| writer.apply(entry, commands, true, out))
-    }
-
-    /// The same where nobody waits for the answers: an entry of another member, or one of before a start. They have no
-    /// pairs then, and nothing is read that only an answer needs. All else is the same.
-    pub fn apply_unheard(
+    ///
+    /// False: the batch is a repeated one, or one that was left behind by a newer one of its member, or of a member that
+    /// was removed. Nothing was applied but the position, and there are no outcomes.
+    ///
+    /// `heard`: somebody waits for the answers. Of other members' entries, and of those of before a start, nobody does:
+    /// they have no pairs then, and nothing is read that only an answer needs. All else is the same.
+    pub fn apply_once(
         &mut self,
         entry: Applied,
+        origin: Origin,
+        heard: bool,
         commands: Vec<Command>,
         out: &mut Vec<Outcome>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         self.writer
             .lock()
-            .run(|writer| writer.apply(entry, commands, false, out))
+            .run(|writer| writer.apply(entry, origin, commands, heard, out))
+    }
+
+    /// The same for a batch of nobody's, which is applied in any case.
+    pub fn apply(&mut self, entry: Applied, commands: Vec<Command>, out: &mut Vec<Outcome>) -> Result<(), Error> {
+        self.apply_once(entry, Origin::default(), true, commands, out)?;
+        Ok(())
     }
 
     /// Why an outcome was [`quorate_api::Error::AnswerUnreadable`] since the last call.
@@ -187,16 +194,20 @@ impl Writer {
     fn apply(
         &mut self,
         entry: Applied,
+        origin: Origin,
         commands: Vec<Command>,
         answers: bool,
         out: &mut Vec<Outcome>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         self.follows(entry)?;
         let shared = self.shared.clone();
         let first = out.len();
         let mut step = Step::new(&shared, entry.term, answers);
-        for command in commands {
-            out.push(step.run(command)?);
+        let fresh = step.begin(origin);
+        if fresh {
+            for command in commands {
+                out.push(step.run(command)?);
+            }
         }
         let done = step.finish();
         shared.backend.push(Change {
@@ -225,7 +236,7 @@ impl Writer {
             Some(error) if !error.is_damage() => Err(error),
             damaged => {
                 self.unread = damaged.or_else(|| self.unread.take());
-                Ok(())
+                Ok(fresh)
             }
         }
     }
@@ -453,7 +464,10 @@ pub(crate) mod tests {
         let entry = node.next();
         let mut outcomes = Vec::new();
         let commands = vec![sorted_by_value(), put_prev("bad"), put_prev("good")];
-        node.applier.apply_unheard(entry, commands, &mut outcomes).unwrap();
+        let nobody = Origin::default();
+        node.applier
+            .apply_once(entry, nobody, false, commands, &mut outcomes)
+            .unwrap();
         assert!(outcomes.iter().all(|outcome| outcome.result.is_ok()));
         assert_eq!(node.store.revision().0, 6);
     }

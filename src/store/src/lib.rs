@@ -7,6 +7,7 @@
 //! * [`store`] — the read side: [`Store`], and how both are opened;
 //! * [`mvcc`] — keys in many versions;
 //! * [`lease`], [`members`], [`alarms`] — replicated state beside the keys;
+//! * [`origins`] — whose batches are applied up to where, so that one that comes twice is applied once;
 //! * [`event`] — what a change looks like to watchers;
 //! * [`watch`] — from published changes to the responses of watch streams;
 //! * [`backend`] — the durable store under all of it: one file, one writer, views that stand still.
@@ -22,6 +23,7 @@ pub mod event;
 pub mod lease;
 pub mod members;
 pub mod mvcc;
+pub mod origins;
 pub mod store;
 mod tables;
 pub mod validate;
@@ -32,6 +34,7 @@ pub use backend::Applied;
 pub use error::Error;
 pub use lease::LeaseInfo;
 pub use mvcc::answer::{Piece, RangeAnswer};
+pub use origins::Origin;
 pub use store::{
     EventSink, Image, Incoming, Options, Received, Selection, Store, Taken, TxnAnswer, Unfinished, VIEW_BYTES_MAX,
 };

@@ -3,7 +3,7 @@
 //! ```text
 //!  Applier ─ the only writer ─┐            ┌─ Store, Store, Store …: readers
 //!                             ▼            ▼
-//!    mvcc: RwLock<index, compacted>   tables: RwLock<leases, members, alarms>
+//!    mvcc: RwLock<index, compacted>   tables: RwLock<leases, members, …>    
 //!    backend: values by revision      revision, applied: published last
 //! ```
 //!
@@ -34,6 +34,7 @@ use crate::apply::compaction::Compaction;
 use crate::backend::disk::Place;
 use crate::backend::{self, Applied, Backend, Durable, Sizes};
 use crate::error::Error;
+use crate::origins::Origin;
 use crate::event::EventBatch;
 use crate::lease::LeaseInfo;
 use crate::mvcc::index::Index;
@@ -181,6 +182,16 @@ impl Store {
     /// None until the cluster's first command is applied.
     pub fn cluster_id(&self) -> Option<ClusterId> {
         self.root.current.load().tables.read().members.cluster_id()
+    }
+
+    /// The newest batch of a member that was applied, as (boot, sequence). None: nothing of it ever was, or it was removed.
+    pub fn origin(&self, member: u64) -> Option<(u64, u64)> {
+        self.root.current.load().tables.read().origins.get(member)
+    }
+
+    /// Whether a batch was applied, or never will be since newer ones of its member were.
+    pub fn has_passed(&self, origin: Origin) -> bool {
+        self.root.current.load().tables.read().origins.has_passed(origin)
     }
 
     /// By member, then kind.

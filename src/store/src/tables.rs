@@ -1,16 +1,18 @@
-//! Replicated state beside the keys: leases, members, alarms. Small, held in memory, stored as system records.
+//! Replicated state beside the keys: leases, members, alarms, origins of batches. Small, held in memory, stored as system records.
 
 use crate::alarms::Alarms;
 use crate::backend::{SystemTable, View};
 use crate::error::Error;
 use crate::lease::Leases;
 use crate::members::Members;
+use crate::origins::Origins;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Tables {
     pub leases: Leases,
     pub members: Members,
     pub alarms: Alarms,
+    pub origins: Origins,
 }
 
 impl Tables {
@@ -24,11 +26,13 @@ impl Tables {
             SystemTable::Removed,
             SystemTable::Lease,
             SystemTable::Alarm,
+            SystemTable::Origin,
         ] {
             view.scan_system(table, |name, value| {
                 let read = match table {
                     SystemTable::Lease => tables.leases.restore(name, value),
                     SystemTable::Alarm => tables.alarms.restore(name),
+                    SystemTable::Origin => tables.origins.restore(name, value),
                     _ => tables.members.restore(table, name, value),
                 };
                 if !read {

@@ -24,7 +24,7 @@ use quorate_store::backend::{self, Applied};
 use quorate_store::command::{Command, Outcome};
 use quorate_store::event::EventBatch;
 use quorate_store::watch::History;
-use quorate_store::{Applier, Error, EventSink, Options, Store};
+use quorate_store::{Applier, Error, EventSink, Options, Origin, Store};
 
 #[derive(Clone, Default)]
 struct Events(Arc<Mutex<Vec<Arc<EventBatch>>>>);
@@ -57,8 +57,10 @@ fn open(path: &Path, events: &Events) -> (Store, Applier) {
 /// What the log keeps of an entry, with what it did the first time.
 struct Entry {
     at: Applied,
+    origin: Origin,
     commands: Vec<Command>,
-    outcomes: Vec<Outcome>,
+    /// None: it was not the first of its kind.
+    outcomes: Option<Vec<Outcome>>,
 }
 
 struct Run {
@@ -94,8 +96,8 @@ impl Run {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Entry(commands) => self.entry(commands),
-            Step::Blank => self.entry(Vec::new()),
+            Step::Entry(commands, member, turn) => self.entry(commands, self.naive.origin(member, turn)),
+            Step::Blank => self.entry(Vec::new(), Origin::default()),
             Step::Read(requests) => requests.iter().for_each(|request| self.read(request)),
             Step::Txn(request) => self.read_txn(&request),
             Step::Compact(visits) => drop(self.applier().compact_step(visits).unwrap()),
@@ -104,23 +106,29 @@ impl Run {
         }
     }
 
-    fn entry(&mut self, commands: Vec<Command>) {
+    fn entry(&mut self, commands: Vec<Command>, origin: Origin) {
         let index = self.log.len() as u64;
         let at = Applied {
             index,
             term: 1 + index / 10,
         };
-        let mut want = Vec::new();
-        for command in &commands {
-            let before = self.naive.revision;
-            want.push(self.naive.run(at.term, command));
-            if self.naive.revision > before {
-                assert_eq!(self.naive.revision, before + 1);
-            }
-        }
-        let outcomes = self.apply(at, &commands);
+        let want = self.naive.begins(origin).then(|| {
+            let run = |command| {
+                let before = self.naive.revision;
+                let outcome = self.naive.run(at.term, command);
+                assert!(self.naive.revision - before <= 1);
+                outcome
+            };
+            commands.iter().map(run).collect()
+        });
+        let outcomes = self.apply(at, origin, &commands);
         assert_eq!(outcomes, want);
-        self.log.push(Entry { at, commands, outcomes });
+        self.log.push(Entry {
+            at,
+            origin,
+            commands,
+            outcomes,
+        });
         let store = self.store();
         assert_eq!(store.revision().0, self.naive.revision);
         assert_eq!(store.compacted(), self.naive.compacted);
@@ -128,15 +136,10 @@ impl Run {
     }
 
     /// Applies, and compares the events with what really changed. B7: each is there once.
-    fn apply(&mut self, at: Applied, commands: &[Command]) -> Vec<Outcome> {
+    fn apply(&mut self, at: Applied, origin: Origin, commands: &[Command]) -> Option<Vec<Outcome>> {
         self.events.0.lock().unwrap().clear();
         let first = self.store().revision().0 + 1;
-        let mut outcomes = Vec::new();
-        match commands.is_empty() {
-            true => self.applier().apply_empty(at, None).unwrap(),
-            // Decoded from bytes, as they come from the log.
-            false => self.applier().apply(at, recode(commands), &mut outcomes).unwrap(),
-        }
+        let outcomes = self.apply_heard(true, at, origin, commands);
         let last = self.store().revision().0;
         let events = self.events.0.lock().unwrap();
         assert_eq!(events.len() as i64, last + 1 - first);
@@ -148,17 +151,26 @@ impl Run {
         outcomes
     }
 
+    fn apply_heard(&mut self, heard: bool, at: Applied, origin: Origin, commands: &[Command]) -> Option<Vec<Outcome>> {
+        if commands.is_empty() {
+            self.applier().apply_empty(at, None).unwrap();
+            return Some(Vec::new());
+        }
+        // Decoded from bytes, as they come from the log.
+        let commands = recode(commands);
+        let mut outcomes = Vec::new();
+        let applier = self.applier();
+        let fresh = applier.apply_once(at, origin, heard, commands, &mut outcomes).unwrap();
+        assert!(fresh || outcomes.is_empty());
+        fresh.then_some(outcomes)
+    }
+
     /// The same, but for what only an answer needs.
     fn apply_unheard(&mut self, entry: &Entry) {
-        let mut outcomes = Vec::new();
-        let commands = recode(&entry.commands);
-        match commands.is_empty() {
-            true => self.applier().apply_empty(entry.at, None).unwrap(),
-            false => self.applier().apply_unheard(entry.at, commands, &mut outcomes).unwrap(),
-        }
-        let facts = |outcomes: &[Outcome]| -> Vec<_> {
+        let outcomes = self.apply_heard(false, entry.at, entry.origin, &entry.commands);
+        let facts = |outcomes: &Option<Vec<Outcome>>| -> Option<Vec<_>> {
             let fact = |outcome: &Outcome| (outcome.revision, outcome.result.as_ref().err().copied());
-            outcomes.iter().map(fact).collect()
+            Some(outcomes.as_ref()?.iter().map(fact).collect())
         };
         assert_eq!(facts(&outcomes), facts(&entry.outcomes));
     }
@@ -253,7 +265,7 @@ impl Run {
         let kept = applied.map_or(0, |applied| applied.index + 1) as usize;
         let log = std::mem::take(&mut self.log);
         for entry in &log[kept..] {
-            assert_eq!(self.apply(entry.at, &entry.commands), entry.outcomes);
+            assert_eq!(self.apply(entry.at, entry.origin, &entry.commands), entry.outcomes);
         }
         self.log = log;
         self.compare();
@@ -324,6 +336,7 @@ impl Run {
         assert_eq!(store.members(), naive.members.values().cloned().collect::<Vec<_>>());
         assert_eq!(store.cluster_id(), naive.cluster.map(ClusterId));
         (0..5).for_each(|id| assert_eq!(store.is_removed(MemberId(id)), naive.removed.contains(&id)));
+        (0..5).for_each(|id| assert_eq!(store.origin(id), naive.origins.get(&id).copied()));
         let alarms: Vec<_> = store
             .alarms()
             .iter()
@@ -386,7 +399,7 @@ proptest! {
         unheard.naive = run.naive.clone();
         let log = std::mem::take(&mut run.log);
         for entry in &log {
-            assert_eq!(again.apply(entry.at, &entry.commands), entry.outcomes);
+            assert_eq!(again.apply(entry.at, entry.origin, &entry.commands), entry.outcomes);
             unheard.apply_unheard(entry);
         }
         again.compare();

@@ -20,7 +20,7 @@ use quorate_api::{Error as Answer, KeyRange, LeaseId, Revision};
 use quorate_store::backend::{self, Applied};
 use quorate_store::command::{self, Command, Outcome, Reply};
 use quorate_store::event::{EventBatch, EventKind};
-use quorate_store::{Applier, Error, EventSink, Options, Store};
+use quorate_store::{Applier, Error, EventSink, Options, Origin, Store};
 
 #[derive(Clone, Default)]
 struct Events(Arc<Mutex<Vec<Arc<EventBatch>>>>);
@@ -220,6 +220,60 @@ fn every_kind() -> Vec<Command> {
             active: true,
         }),
     ]
+}
+
+/// B28: a batch that was handed on again after its leader had gone may be in the log twice. Its effects are there once,
+/// whatever happens in between: other batches, a crash before or after the commit, an image.
+#[test]
+fn a_batch_that_the_log_has_twice_is_applied_once() {
+    let batch = |boot, sequence| Origin {
+        member: 7,
+        boot,
+        sequence,
+    };
+    let mut node = Node::new();
+    let apply = |node: &mut Node, origin: Origin, key: &'static str| {
+        let at = Applied {
+            index: node.index,
+            term: 5,
+        };
+        node.index += 1;
+        let mut outcomes = Vec::new();
+        let fresh = node
+            .applier
+            .apply_once(at, origin, true, vec![put(key, "value")], &mut outcomes)
+            .unwrap();
+        assert_eq!(outcomes.len(), usize::from(fresh));
+        assert_eq!(
+            node.store.applied_index(),
+            at.index,
+            "the position advances in any case"
+        );
+        fresh
+    };
+    assert_eq!(node.store.origin(7), None);
+    assert!(apply(&mut node, batch(3, 1), "a"));
+    assert!(!apply(&mut node, batch(3, 1), "a"));
+    assert!(apply(&mut node, batch(3, 4), "b"));
+    assert!(!apply(&mut node, batch(3, 3), "overtaken"));
+    let revision = node.store.revision();
+    node.store.flush().unwrap();
+    node = node.crash();
+    assert_eq!(node.store.origin(7), Some((3, 4)));
+    assert!(!apply(&mut node, batch(3, 4), "b"));
+    assert_eq!(node.store.revision(), revision, "nothing was applied twice");
+    assert!(apply(&mut node, batch(4, 1), "c"));
+    assert!(!apply(&mut node, batch(3, 5), "of before the start"));
+    let other = Origin {
+        member: 8,
+        ..batch(3, 4)
+    };
+    assert!(apply(&mut node, other, "d"), "each member has its own count");
+    for _ in 0..2 {
+        assert!(apply(&mut node, Origin::default(), "of nobody's"));
+    }
+    assert_eq!(node.store.origin(0), None);
+    assert_eq!(node.store.revision().0, revision.0 + 4);
 }
 
 /// B20: each kind of command moves the applied index in the same commit as its effects; so does an empty entry.
@@ -1123,7 +1177,11 @@ fn answers_that_do_not_fit_are_refused_everywhere() {
         };
         let outcomes = node.apply(commands.clone());
         let mut others = Vec::new();
-        unheard.applier.apply_unheard(entry, commands, &mut others).unwrap();
+        let nobody = Origin::default();
+        unheard
+            .applier
+            .apply_once(entry, nobody, false, commands, &mut others)
+            .unwrap();
         unheard.index += 1;
         let facts = |outcome: &Outcome| (outcome.revision, outcome.result.as_ref().err().copied());
         assert_eq!(

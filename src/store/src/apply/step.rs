@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::RwLockWriteGuard;
 use quorate_api::proto::etcdserverpb::{self as pb, AlarmType};
 use quorate_api::proto::mvccpb::KeyValue;
-use quorate_api::{Error as Answer, KeyRange, Revision};
+use quorate_api::{Error as Answer, KeyRange, MemberId, Revision};
 
 use super::APPLY_SLICE_KEYS;
 use super::size::{Ahead, Room};
@@ -19,6 +19,7 @@ use crate::mvcc::gather::Gather;
 use crate::mvcc::index::{NewVersion, Resume};
 use crate::mvcc::pair;
 use crate::mvcc::version::Version;
+use crate::origins::Origin;
 use crate::store::{Mvcc, Shared};
 use crate::tables::Tables;
 use crate::validate;
@@ -102,6 +103,15 @@ impl<'s> Step<'s> {
             unread: self.unread,
             compactions: self.compactions,
         }
+    }
+
+    /// Before the commands of a batch: whether they are to run at all.
+    pub fn begin(&mut self, origin: Origin) -> bool {
+        // What is remembered of a member goes with it, so that nothing could tell a late repeat of its from a new batch.
+        if self.tables.members.is_removed(MemberId(origin.member)) {
+            return false;
+        }
+        self.tables.origins.advance(origin, &mut self.system)
     }
 
     /// Runs one command to its outcome. An error is fatal.
@@ -194,6 +204,7 @@ impl<'s> Step<'s> {
             }
             Command::MemberRemove(remove) => {
                 self.tables.members.remove(remove.id, &mut self.system)?;
+                self.tables.origins.forget(remove.id, &mut self.system);
                 Ok(self.members())
             }
             Command::MemberPublish(publish) => {

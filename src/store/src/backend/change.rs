@@ -53,6 +53,8 @@ pub enum SystemTable {
     Auth = 6,
     /// The v2 tree.
     V2 = 7,
+    /// The newest batch of each member that was applied.
+    Origin = 8,
 }
 
 /// Sets (`Some`) or takes away (`None`) one system record.

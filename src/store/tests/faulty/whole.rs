@@ -8,7 +8,7 @@ use quorate_api::proto::quorate as wire;
 use quorate_api::{KeyRange, LeaseId, MemberId, Revision};
 use quorate_store::backend::{self, Applied};
 use quorate_store::command::Command;
-use quorate_store::{Applier, Options, Store};
+use quorate_store::{Applier, Options, Origin, Store};
 
 use super::Rng;
 
@@ -77,6 +77,7 @@ pub fn picture(store: &Store) -> Picture {
     note("cluster", &store.cluster_id());
     for id in 0..20 {
         note("removed", &store.is_removed(MemberId(id)));
+        note("origin", &store.origin(id));
     }
     note("alarms", &store.alarms());
     Picture(all)
@@ -115,7 +116,13 @@ impl Feed {
 
     pub fn apply(&mut self, applier: &mut Applier, command: Command) {
         self.index += 1;
-        applier.apply(self.at(), vec![command], &mut Vec::new()).unwrap();
+        let origin = Origin {
+            member: 1 + self.index % 3,
+            boot: 1 + self.index / 100,
+            sequence: self.index,
+        };
+        let fresh = applier.apply_once(self.at(), origin, true, vec![command], &mut Vec::new());
+        assert!(fresh.unwrap());
     }
 
     pub fn step(&mut self, store: &Store, applier: &mut Applier) {

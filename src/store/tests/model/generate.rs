@@ -12,8 +12,8 @@ use quorate_store::validate;
 /// One thing that happens to the store.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// The commands of one entry.
-    Entry(Vec<Command>),
+    /// The commands of one entry, whose batch they are, and which of that member's.
+    Entry(Vec<Command>, u64, Turn),
     Blank,
     Read(Vec<pb::RangeRequest>),
     Txn(pb::TxnRequest),
@@ -21,6 +21,20 @@ pub enum Step {
     Flush,
     /// The process is killed and starts again.
     Crash,
+}
+
+/// Which of a member's batches, against the newest that was applied.
+#[derive(Clone, Copy, Debug)]
+pub enum Turn {
+    Next,
+    /// Those between were lost.
+    Skip,
+    /// The member started again.
+    Restart,
+    /// The log has it twice.
+    Repeat,
+    /// Of before the last start, overtaken.
+    Late,
 }
 
 const KEYS: [&str; 7] = ["a", "ab", "ac", "b", "c", "c\0", "d"];
@@ -215,6 +229,16 @@ fn command() -> impl Strategy<Value = Command> {
     ]
 }
 
+fn turn() -> impl Strategy<Value = Turn> {
+    prop_oneof![
+        12 => Just(Turn::Next),
+        1 => Just(Turn::Skip),
+        1 => Just(Turn::Restart),
+        3 => Just(Turn::Repeat),
+        1 => Just(Turn::Late),
+    ]
+}
+
 pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     let read_only = |txn: pb::TxnRequest| {
         let ranges = |ops: Vec<pb::RequestOp>| -> Vec<pb::RequestOp> {
@@ -229,7 +253,7 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
         }
     };
     let step = prop_oneof![
-        24 => prop::collection::vec(command(), 1..5).prop_map(Step::Entry),
+        24 => (prop::collection::vec(command(), 1..5), 0..4u64, turn()).prop_map(|(commands, member, turn)| Step::Entry(commands, member, turn)),
         1 => Just(Step::Blank),
         6 => prop::collection::vec(range(), 1..4).prop_map(Step::Read),
         3 => txn().prop_map(read_only).prop_map(Step::Txn),

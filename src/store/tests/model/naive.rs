@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::generate::Turn;
 use bytes::Bytes;
 use quorate_api::proto::etcdserverpb::compare::TargetUnion;
 use quorate_api::proto::etcdserverpb::request_op::Request;
@@ -9,6 +10,7 @@ use quorate_api::proto::etcdserverpb::response_op::Response;
 use quorate_api::proto::etcdserverpb::{self as pb};
 use quorate_api::proto::mvccpb::KeyValue;
 use quorate_api::{Error, KeyRange, Revision};
+use quorate_store::Origin;
 use quorate_store::command::{Command, Outcome, Reply};
 use quorate_store::event::{Event, EventBatch, EventKind};
 
@@ -31,6 +33,7 @@ pub struct Naive {
     pub cluster: Option<u64>,
     pub members: BTreeMap<u64, pb::Member>,
     pub removed: BTreeSet<u64>,
+    pub origins: BTreeMap<u64, (u64, u64)>,
 }
 
 impl Naive {
@@ -44,6 +47,7 @@ impl Naive {
             cluster: None,
             members: BTreeMap::new(),
             removed: BTreeSet::new(),
+            origins: BTreeMap::new(),
         }
     }
 
@@ -100,6 +104,32 @@ impl Naive {
         let pair = self.changes.iter().rev().find(written)?.pair.clone();
         let standing = self.state(self.compacted).remove(key);
         pair.filter(|pair| at >= self.compacted || standing.as_ref() == Some(pair))
+    }
+
+    /// The batch that a member proposes next, or one that it proposed before.
+    pub fn origin(&self, member: u64, turn: Turn) -> Origin {
+        let (boot, sequence) = self.origins.get(&member).copied().unwrap_or((1, 1));
+        let (boot, sequence) = match turn {
+            Turn::Next => (boot, sequence + 1),
+            Turn::Skip => (boot, sequence + 5),
+            Turn::Restart => (boot + 1, 1),
+            Turn::Repeat => (boot, sequence),
+            Turn::Late => (boot.saturating_sub(1), sequence + 100),
+        };
+        Origin { member, boot, sequence }
+    }
+
+    /// Whether a batch is to be applied at all.
+    pub fn begins(&mut self, Origin { member, boot, sequence }: Origin) -> bool {
+        if member == 0 {
+            return true;
+        }
+        let newest = self.origins.get(&member).copied();
+        if self.removed.contains(&member) || newest.is_some_and(|newest| newest >= (boot, sequence)) {
+            return false;
+        }
+        self.origins.insert(member, (boot, sequence));
+        true
     }
 
     pub fn run(&mut self, term: u64, command: &Command) -> Outcome {
@@ -213,6 +243,7 @@ impl Naive {
             MemberRemove(remove) => {
                 self.members.remove(&remove.id).ok_or(Error::MemberNotFound)?;
                 self.removed.insert(remove.id);
+                self.origins.remove(&remove.id);
                 Ok(self.member_list())
             }
             MemberPublish(publish) => {
