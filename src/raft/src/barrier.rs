@@ -148,7 +148,10 @@ impl Barrier {
     /// Asks for those who wait, one round after the other.
     pub(crate) async fn run(self: Arc<Self>, mut ways: Ways, applied: watch::Receiver<u64>) {
         let (behind, followers) = mpsc::unbounded_channel();
-        tokio::join!(self.rounds(&mut ways, &applied, behind), follow(applied.clone(), followers));
+        tokio::join!(
+            self.rounds(&mut ways, &applied, behind),
+            follow(applied.clone(), followers)
+        );
     }
 
     async fn rounds(&self, ways: &mut Ways, applied: &watch::Receiver<u64>, behind: mpsc::UnboundedSender<Behind>) {

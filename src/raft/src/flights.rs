@@ -81,7 +81,9 @@ impl Flights {
 
     /// Takes those for which `gone` holds.
     pub fn take_if(&mut self, mut gone: impl FnMut(Origin, &Flight) -> bool) -> Vec<Flight> {
-        let taken = self.by_sequence.extract_if(.., |_, flight| gone(flight.batch.origin(), flight));
+        let taken = self
+            .by_sequence
+            .extract_if(.., |_, flight| gone(flight.batch.origin(), flight));
         taken.map(|(_, flight)| flight).collect()
     }
 }

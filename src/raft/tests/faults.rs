@@ -118,7 +118,13 @@ fn a_sync_that_fails_during_the_start_is_its_reason() {
     disks.start().stop(LONG);
     let (wal, store, applier) = disks.open();
     disks.log.fail_sync(1);
-    match Node::start(counting().0, wal, store, applier) {
+    match Node::start(
+        quorate_raft::node::runtime().unwrap(),
+        counting().0,
+        wal,
+        store,
+        applier,
+    ) {
         Err(StartError::Raft(reason)) => assert!(reason.contains("sync log segment"), "{reason}"),
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("started without a sync"),

@@ -44,6 +44,7 @@ pub use self::url::{ListenUrl, Scheme, UrlError};
 use self::limits::HalfOpen;
 use self::slots::Slots;
 use crate::http::HttpService;
+use crate::peer::serve::PeerPort;
 use crate::rpc::{Api, CallContext, Incoming, Method, Outgoing, Reply, Rpc};
 
 /// How long tasks get to notice that they were killed.
@@ -136,6 +137,8 @@ pub struct Service<A> {
     pub audience: Audience,
     rpc: Option<Arc<Rpc<A>>>,
     http: Option<HttpService>,
+    /// Other members, who speak a protocol of their own over HTTP/2.
+    peers: Option<PeerPort>,
     pub tls: Option<Arc<ServerTls>>,
     pub gate: Gate,
 }
@@ -147,16 +150,17 @@ impl<A: Api> Service<A> {
             audience: Audience::Client,
             rpc: Some(rpc),
             http,
+            peers: None,
             tls,
             gate,
         }
     }
 
     pub fn traffic(&self) -> Traffic {
-        match (&self.rpc, &self.http) {
-            (Some(_), Some(_)) => Traffic::GrpcAndHttp,
-            (Some(_), None) => Traffic::Grpc,
-            (None, _) => Traffic::Http,
+        match (self.rpc.is_some() || self.peers.is_some(), &self.http) {
+            (true, Some(_)) => Traffic::GrpcAndHttp,
+            (true, None) => Traffic::Grpc,
+            (false, _) => Traffic::Http,
         }
     }
 }
@@ -168,17 +172,19 @@ impl Service<NoApi> {
             audience: Audience::Client,
             rpc: None,
             http: Some(http),
+            peers: None,
             tls,
             gate,
         }
     }
 
     /// A peer port: answers from the start.
-    pub fn peer(http: HttpService, tls: Option<Arc<ServerTls>>) -> Self {
+    pub fn peer(peers: PeerPort, http: HttpService, tls: Option<Arc<ServerTls>>) -> Self {
         Self {
             audience: Audience::Peer,
             rpc: None,
             http: Some(http),
+            peers: Some(peers),
             tls,
             gate: Gate::open(),
         }
@@ -190,6 +196,7 @@ impl Service<NoApi> {
             audience: Audience::Metrics,
             rpc: None,
             http: Some(http),
+            peers: None,
             tls,
             gate: Gate::open(),
         }

@@ -140,7 +140,9 @@ impl Origins {
         let (numbers, []) = value.as_chunks::<8>() else {
             return false;
         };
-        let [boot, sequence, recent] = numbers else { return false };
+        let [boot, sequence, recent] = numbers else {
+            return false;
+        };
         let newest = Newest {
             name: Bytes::copy_from_slice(name),
             boot: u64::from_le_bytes(*boot),

@@ -34,12 +34,12 @@ use crate::apply::compaction::Compaction;
 use crate::backend::disk::Place;
 use crate::backend::{self, Applied, Backend, Durable, Sizes};
 use crate::error::Error;
-use crate::origins::Origin;
 use crate::event::EventBatch;
 use crate::lease::LeaseInfo;
 use crate::mvcc::index::Index;
 use crate::mvcc::reads::OpenReads;
 use crate::mvcc::values::Values;
+use crate::origins::Origin;
 use crate::tables::Tables;
 
 pub use self::hash::HashKv;

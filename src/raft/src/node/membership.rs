@@ -158,7 +158,6 @@ impl Parts {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,7 +191,11 @@ mod tests {
             format!("{:?}", Step::AddNodes([(2, EmptyNode::new())].into()))
         );
         let learner = raft(&[&[1]], &[2]);
-        assert_eq!(step(&new, &learner, &[2]), None, "has not made itself known, or is a learner");
+        assert_eq!(
+            step(&new, &learner, &[2]),
+            None,
+            "has not made itself known, or is a learner"
+        );
         let known = table(&[1, 2], &[]);
         assert_eq!(step(&known, &learner, &[]), None, "its log is behind");
         assert_eq!(

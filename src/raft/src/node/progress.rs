@@ -4,7 +4,7 @@ use super::{Node, Parts};
 use crate::peer::{Answer, Lane, Request};
 use crate::proposer::ProposeError;
 use crate::types::position;
-use openraft::async_runtime::WatchReceiver;
+use openraft::async_runtime::{Instant, WatchReceiver};
 use quorate_api::proto::quorate::peer::{InSync, in_sync_answer};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -34,7 +34,9 @@ impl Node {
                 return Ok(known);
             }
             if let Some(leader) = leader {
-                let asked = parts.network.call(leader, Lane::Control, Request::InSync(InSync { id: learner }));
+                let asked = parts
+                    .network
+                    .call(leader, Lane::Control, Request::InSync(InSync { id: learner }));
                 if let Ok(Ok(Answer::InSync(answer))) = asked.await {
                     match answer.state() {
                         in_sync_answer::State::Yes => return Ok(true),

@@ -226,11 +226,12 @@ fn raft_config(options: &Options) -> Result<Config, StartError> {
     // they are one to one and a half election timeouts, as etcd's clients and operators expect; a leader that has heard
     // of no quorum for three quarters of one takes no more writes.
     let lease = options.election * 3 / 4;
+    let least = millis(options.election / 4).max(millis(options.heartbeat) + 1);
     let config = Config {
         cluster_name: "quorate".to_owned(),
         heartbeat_interval: millis(options.heartbeat),
-        election_timeout_min: millis(options.election / 4),
-        election_timeout_max: millis(lease),
+        election_timeout_min: least,
+        election_timeout_max: millis(lease).max(least + 1),
         // Entries go to the followers while they are being written here.
         broadcast_submitted_on_append: Some(true),
         // The backend commits by itself; "building" a snapshot only names its last commit, and when to do so is

@@ -104,7 +104,10 @@ impl Parts {
             if self.raft.trigger().transfer_leader(target).await.is_err() {
                 return;
             }
-            if timeout(TARGET_PATIENCE, led_elsewhere(&mut led, self.identity.member)).await.is_ok() {
+            if timeout(TARGET_PATIENCE, led_elsewhere(&mut led, self.identity.member))
+                .await
+                .is_ok()
+            {
                 return;
             }
         }

@@ -4,9 +4,7 @@ use crate::batch;
 use crate::types::{Entry, LogId, TypeConfig, Vote, log_id, position};
 use bytes::Bytes;
 use openraft::entry::RaftEntry;
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse,
-};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
 use openraft::vote::leader_id_std::LeaderId;
 use quorate_api::proto::quorate::peer as pb;
 
@@ -62,7 +60,11 @@ pub fn get_vote(vote: Option<pb::Vote>) -> Result<Vote, Malformed> {
 
 fn leaders_vote(vote: Option<pb::Vote>) -> Result<Vote, Malformed> {
     let vote = get_vote(vote)?;
-    if vote.committed { Ok(vote) } else { Err(Malformed::NotCommitted) }
+    if vote.committed {
+        Ok(vote)
+    } else {
+        Err(Malformed::NotCommitted)
+    }
 }
 
 pub fn put_log_id(id: &LogId) -> pb::LogId {
@@ -269,20 +271,35 @@ mod tests {
         let gap = |entries: &[(u64, u64)], prev| get_append(append(entries, prev, 9)).unwrap_err();
         assert_eq!(gap(&[(2, 7)], Some((2, 5))), Malformed::Gap { wanted: 6, found: 7 });
         assert_eq!(gap(&[(2, 5)], Some((2, 5))), Malformed::Gap { wanted: 6, found: 5 });
-        assert_eq!(gap(&[(2, 6), (2, 6)], Some((2, 5))), Malformed::Gap { wanted: 7, found: 6 });
+        assert_eq!(
+            gap(&[(2, 6), (2, 6)], Some((2, 5))),
+            Malformed::Gap { wanted: 7, found: 6 }
+        );
         assert_eq!(gap(&[(2, 2)], None), Malformed::Gap { wanted: 1, found: 2 });
         assert_eq!(gap(&[(2, 0)], None), Malformed::Index(0));
         assert_eq!(gap(&[(2, u64::MAX)], None), Malformed::Index(u64::MAX));
-        let falls = Malformed::TermFalls { index: 6, term: 1, before: 2 };
+        let falls = Malformed::TermFalls {
+            index: 6,
+            term: 1,
+            before: 2,
+        };
         assert_eq!(gap(&[(1, 6)], Some((2, 5))), falls);
-        let future = Malformed::Future { index: 6, term: 10, leader: 9 };
+        let future = Malformed::Future {
+            index: 6,
+            term: 10,
+            leader: 9,
+        };
         assert_eq!(gap(&[(10, 6)], Some((2, 5))), future);
     }
 
     /// A46: a term at the end of its range would leave no room for the next election.
     #[test]
     fn forged_terms_and_votes_are_errors() {
-        let vote = |term, committed| pb::Vote { term, voted_for: 1, committed };
+        let vote = |term, committed| pb::Vote {
+            term,
+            voted_for: 1,
+            committed,
+        };
         assert_eq!(get_vote(Some(vote(u64::MAX, true))), Err(Malformed::Term(u64::MAX)));
         assert_eq!(get_vote(None), Err(Malformed::Missing("vote")));
         let asked = pb::VoteRequest {

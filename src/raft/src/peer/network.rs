@@ -59,7 +59,11 @@ impl Peer {
             prev: request.prev_log_id,
             last: request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id),
         };
-        let lane = if request.entries.is_empty() { Lane::Control } else { Lane::Log };
+        let lane = if request.entries.is_empty() {
+            Lane::Control
+        } else {
+            Lane::Log
+        };
         let request = Request::Append(message::put_append(request));
         (sent, self.network.call(self.target, lane, request))
     }
@@ -76,7 +80,10 @@ async fn read_answer<T>(
     reply: Reply,
     read: impl FnOnce(Answer) -> Option<Result<T, Malformed>>,
 ) -> Result<T, RPCError<TypeConfig>> {
-    let answer = reply.await.unwrap_or(Err(PeerError::Lost { to: target })).map_err(rpc_error)?;
+    let answer = reply
+        .await
+        .unwrap_or(Err(PeerError::Lost { to: target }))
+        .map_err(rpc_error)?;
     match read(answer) {
         Some(Ok(read)) => Ok(read),
         Some(Err(malformed)) => Err(network_error(&malformed)),
@@ -200,7 +207,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             Answer::Transfer(answer) => Some(Ok(answer)),
             _ => None,
         };
-        let answer = self.ask(Request::Transfer(message::put_transfer(&request)), read).await?;
+        let answer = self
+            .ask(Request::Transfer(message::put_transfer(&request)), read)
+            .await?;
         if answer.accepted {
             return Ok(Ok(()));
         }

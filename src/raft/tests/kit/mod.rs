@@ -11,7 +11,7 @@ use quorate_wal::disk::{Disk, FaultyDisk, Tear};
 use quorate_wal::{LogPos, RealDisk, Wal};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use faulty::disk::MemDisk;
@@ -23,18 +23,17 @@ pub mod faulty;
 pub const MEMBER: u64 = 7;
 pub const ELECTION: Duration = Duration::from_millis(1000);
 
-/// As the server's defaults, but for the purge.
+/// As the server's defaults, but for the purge. Each is of a start of its own.
 pub fn options() -> Options {
-    Options {
-        member: MEMBER,
-        heartbeat: Duration::from_millis(100),
-        election: ELECTION,
-        snapshot_count: 10_000,
+    static BOOTS: AtomicU64 = AtomicU64::new(1);
+    let mut options = Options {
         catchup_entries: 5,
-        observer: Arc::new(()),
         purge_interval: Duration::from_millis(5),
         on_fatal: Arc::new(|reason| panic!("{reason}")),
-    }
+        ..Options::alone(MEMBER)
+    };
+    options.identity.boot = BOOTS.fetch_add(1, Ordering::Relaxed);
+    options
 }
 
 pub fn start(dir: &Path, snapshot_count: u64) -> Arc<Node> {
@@ -46,7 +45,7 @@ pub fn start(dir: &Path, snapshot_count: u64) -> Arc<Node> {
         snapshot_count,
         ..options()
     };
-    Node::start(options, wal, store, applier).unwrap()
+    Node::start(quorate_raft::node::runtime().unwrap(), options, wal, store, applier).unwrap()
 }
 
 /// What a member has on disk.
@@ -66,7 +65,7 @@ impl Disks {
 
     pub fn try_start(&self, options: Options) -> Result<Arc<Node>, StartError> {
         let (wal, store, applier) = self.open();
-        Node::start(options, wal, store, applier)
+        Node::start(quorate_raft::node::runtime()?, options, wal, store, applier)
     }
 
     /// Opens both as the server does.

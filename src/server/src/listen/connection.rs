@@ -307,7 +307,15 @@ where
             }
             Ok(())
         }
-        (Protocol::Http2, None, _) => Err(Rejected::Protocol("HTTP/2")),
+        (Protocol::Http2, None, _) => {
+            let Some(peers) = service.peers.clone() else {
+                return Err(Rejected::Protocol("HTTP/2"));
+            };
+            if let Err(error) = crate::peer::serve::serve(peers, io, peer, stop).await {
+                debug!(%error, "connection of a peer ended");
+            }
+            Ok(())
+        }
         (Protocol::Http1, _, Some(http)) => {
             let deadline = listener.limits.header_deadline;
             if let Err(error) = http::serve::serve(http.clone(), io, peer, deadline, stop).await {

@@ -4,6 +4,7 @@ use crate::api::v3::Services;
 use crate::config::{Config, Url};
 use crate::http::{Cors, HostWhitelist, HttpService, Ops};
 use crate::listen::{self, BindError, Binding, Gate, ListenUrl, Server, Service, SocketOptions};
+use crate::peer::serve::PeerPort;
 use crate::rpc::Rpc;
 use quorate_runtime::tls::ServerTls;
 use std::sync::Arc;
@@ -46,6 +47,8 @@ pub(super) struct Ports {
     /// Client ports are silent until it opens.
     pub gate: Gate,
     pub http: HttpService,
+    /// What other members are served by.
+    pub peers: PeerPort,
 }
 
 impl Ports {
@@ -53,8 +56,10 @@ impl Ports {
         let Bound { peers, clients, probes } = bound;
         for binding in peers {
             // Peers' certificates are not supported yet, and https URLs for them are refused.
-            self.server
-                .serve(binding, Service::peer(HttpService::peer(self.ops.clone()), None));
+            self.server.serve(
+                binding,
+                Service::peer(self.peers.clone(), HttpService::peer(self.ops.clone()), None),
+            );
         }
         for binding in probes {
             let http = HttpService::metrics(self.ops.clone());

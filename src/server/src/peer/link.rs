@@ -1,0 +1,182 @@
+//! Links to all other members, kept up: the real [`Network`].
+
+use super::dial::Dialer;
+use super::lane::{Call, Entrance, Lane};
+use super::send_snapshot;
+use crate::config::Url;
+use parking_lot::Mutex;
+use quorate_api::proto::quorate::peer::Hello;
+use quorate_raft::peer::{self, BoxFuture, Network, PROTOCOL, PeerError, Reason, Reply, Request, Snapshot};
+use quorate_raft::types::Vote;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// Peers are believed to be gone when they don't answer for as many election timeouts, and not sooner than this.
+const PATIENCE_ELECTIONS: u32 = 2;
+const PATIENCE_MIN: Duration = Duration::from_secs(1);
+
+/// Called with what a peer refused this member for.
+pub type OnRefused = Arc<dyn Fn(Reason, &str) + Send + Sync>;
+
+/// Who this member is, as it says on every connection.
+pub struct Identity {
+    pub cluster: u64,
+    pub member: u64,
+    pub incarnation: u64,
+    pub boot: u64,
+    pub on_refused: OnRefused,
+}
+
+impl Identity {
+    pub fn hello(&self, to: u64) -> Hello {
+        Hello {
+            protocol: PROTOCOL,
+            cluster_id: self.cluster,
+            from: self.member,
+            to,
+            incarnation: self.incarnation,
+            boot: self.boot,
+        }
+    }
+}
+
+/// Where the other members are, as it is known at the moment.
+pub type Book = Arc<dyn Fn() -> BTreeMap<u64, Vec<Url>> + Send + Sync>;
+
+/// Links to the other members.
+pub struct Links {
+    identity: Arc<Identity>,
+    dialer: Dialer,
+    book: Book,
+    patience: Duration,
+    /// Connections live apart from requests.
+    runtime: Handle,
+    peers: Mutex<BTreeMap<u64, Peer>>,
+}
+
+struct Peer {
+    control: Arc<Entrance>,
+    log: Arc<Entrance>,
+    up_since: Arc<Mutex<Option<Instant>>>,
+    urls: watch::Sender<Vec<Url>>,
+    lanes: [JoinHandle<()>; 2],
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.lanes.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Links {
+    pub fn new(identity: Identity, dialer: Dialer, book: Book, election: Duration, runtime: Handle) -> Self {
+        let links = Self {
+            identity: Arc::new(identity),
+            dialer,
+            book,
+            patience: (election * PATIENCE_ELECTIONS).max(PATIENCE_MIN),
+            runtime,
+            peers: Mutex::default(),
+        };
+        links.members_changed();
+        links
+    }
+
+    fn peer(&self, id: u64, urls: Vec<Url>) -> Peer {
+        let (urls, changes) = watch::channel(urls);
+        let up_since = Arc::<Mutex<Option<Instant>>>::default();
+        let lane = |up_since: Arc<Mutex<Option<Instant>>>| {
+            let entrance = Arc::<Entrance>::default();
+            let lane = Lane {
+                to: id,
+                identity: self.identity.clone(),
+                dialer: self.dialer.clone(),
+                urls: changes.clone(),
+                entrance: entrance.clone(),
+                up_since,
+                patience: self.patience,
+            };
+            (entrance, self.runtime.spawn(lane.run()))
+        };
+        let (control, control_task) = lane(up_since.clone());
+        let (log, log_task) = lane(Arc::default());
+        Peer {
+            control,
+            log,
+            up_since,
+            urls,
+            lanes: [control_task, log_task],
+        }
+    }
+}
+
+impl Network for Links {
+    fn call(&self, to: u64, lane: peer::Lane, request: Request) -> Reply {
+        let (reply, answer) = oneshot::channel();
+        let entrance = self.peers.lock().get(&to).map(|peer| match lane {
+            peer::Lane::Control => peer.control.clone(),
+            peer::Lane::Log => peer.log.clone(),
+        });
+        match entrance {
+            Some(entrance) => entrance.call(to, Call { request, reply }),
+            None => {
+                let reason = "its peer URLs are not known here".to_owned();
+                let _ = reply.send(Err(PeerError::Unreachable { to, reason }));
+            }
+        }
+        answer
+    }
+
+    fn snapshot(&self, to: u64, vote: Vote, snapshot: Snapshot) -> BoxFuture<Result<Vote, PeerError>> {
+        let urls = self.peers.lock().get(&to).map(|peer| peer.urls.borrow().clone());
+        let sending = send_snapshot::Sending {
+            to,
+            hello: self.identity.hello(to),
+            dialer: self.dialer.clone(),
+            urls: urls.unwrap_or_default(),
+        };
+        let on_refused = self.identity.on_refused.clone();
+        Box::pin(async move {
+            let sent = sending.send(vote, snapshot).await;
+            if let Err(PeerError::Refused { reason, text, .. }) = &sent {
+                on_refused(*reason, text);
+            }
+            sent
+        })
+    }
+
+    fn connected(&self, since: Duration) -> BTreeSet<u64> {
+        let up = |(id, peer): (&u64, &Peer)| {
+            let up_since = *peer.up_since.lock();
+            up_since.is_some_and(|at| at.elapsed() >= since).then_some(*id)
+        };
+        self.peers.lock().iter().filter_map(up).collect()
+    }
+
+    fn members_changed(&self) {
+        let mut wanted = (self.book)();
+        wanted.remove(&self.identity.member);
+        let mut peers = self.peers.lock();
+        peers.retain(|id, _| wanted.contains_key(id));
+        for (id, urls) in wanted {
+            match peers.get(&id) {
+                Some(peer) => {
+                    peer.urls.send_if_modified(|known| {
+                        let changed = *known != urls;
+                        *known = urls;
+                        changed
+                    });
+                }
+                None => {
+                    let peer = self.peer(id, urls);
+                    peers.insert(id, peer);
+                }
+            }
+        }
+    }
+}

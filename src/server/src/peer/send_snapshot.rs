@@ -1,0 +1,155 @@
+//! A snapshot on its way to a peer: on a connection of its own, read and sent as fast as the peer takes it in.
+
+use super::dial::Dialer;
+use super::frames::{self, Reader};
+use super::lane::{self, SNAPSHOT};
+use crate::config::Url;
+use bytes::Bytes;
+use quorate_api::proto::quorate::peer::{self as pb, snapshot_answer, snapshot_part::Body};
+use quorate_raft::peer::{PeerError, Snapshot, message};
+use quorate_raft::state_machine::SnapshotData;
+use quorate_raft::types::Vote;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tracing::info;
+
+/// Pieces read ahead. Each has about 256 KiB.
+const READ_AHEAD: usize = 4;
+
+/// A transfer that makes no progress for so long has failed.
+const STALL: Duration = Duration::from_secs(30);
+
+/// Once all is sent, the peer checks it, makes it durable and rebuilds its index.
+const INSTALL: Duration = Duration::from_secs(600);
+
+pub struct Sending {
+    pub to: u64,
+    pub hello: pb::Hello,
+    pub dialer: Dialer,
+    pub urls: Vec<Url>,
+}
+
+impl Sending {
+    /// Returns the peer's vote once it has installed the snapshot, or refused it for its own vote.
+    pub async fn send(self, vote: Vote, snapshot: Snapshot) -> Result<Vote, PeerError> {
+        let to = self.to;
+        let unreachable = |reason: String| PeerError::Unreachable { to, reason };
+        let SnapshotData::Image(image) = snapshot.snapshot else {
+            return Err(unreachable("the snapshot is not this member's own".to_owned()));
+        };
+        let url = self
+            .urls
+            .first()
+            .ok_or_else(|| unreachable("no peer URL is known".to_owned()))?;
+        let io = self
+            .dialer
+            .dial(url)
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
+        let lost = |_| PeerError::Lost { to };
+        let (connection, response, mut stream) = lane::begin(io, SNAPSHOT).await.map_err(lost)?;
+        // It ends with the stream's handles, or when the peer goes.
+        let driver = tokio::spawn(async move { drop(connection.await) });
+        let _end = AbortOnDrop(driver);
+
+        let begun = Instant::now();
+        let head = pb::SnapshotHead {
+            hello: Some(self.hello),
+            vote: Some(message::put_vote(&vote)),
+            last: snapshot.meta.last_log_id.as_ref().map(message::put_log_id),
+        };
+        info!(to = format_args!("{to:x}"), snapshot = %snapshot.meta, "sending database snapshot");
+        let (pieces, mut read) = mpsc::channel(READ_AHEAD);
+        let reading = tokio::task::spawn_blocking(move || {
+            for piece in image.read() {
+                if pieces.blocking_send(piece).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut answers = std::pin::pin!(async {
+            let response = response.await.map_err(lost)?;
+            if response.status() != http::StatusCode::OK {
+                return Err(unreachable(format!(
+                    "it answers with HTTP status {}",
+                    response.status()
+                )));
+            }
+            let mut answers = Reader::new(response.into_body());
+            match answers.next::<pb::SnapshotAnswer>().await {
+                Some(Ok(answer)) => Ok(answer),
+                Some(Err(_)) | None => Err(PeerError::Lost { to }),
+            }
+        });
+        let sending = async {
+            send(&mut stream, part(Body::Head(head)))
+                .await
+                .ok_or(PeerError::Lost { to })?;
+            let mut bytes = 0;
+            while let Some(piece) = read.recv().await {
+                let piece = piece.map_err(|error| unreachable(format!("the store can't be read: {error}")))?;
+                bytes += piece.len() as u64;
+                send(&mut stream, part(Body::Piece(piece)))
+                    .await
+                    .ok_or(PeerError::Lost { to })?;
+            }
+            send(&mut stream, part(Body::End(bytes)))
+                .await
+                .ok_or(PeerError::Lost { to })?;
+            Ok::<u64, PeerError>(bytes)
+        };
+        let mut sent = None;
+        let answer = tokio::select! {
+            biased;
+            answer = &mut answers => answer?,
+            done = sending => {
+                sent = Some(done?);
+                tokio::time::timeout(INSTALL, answers).await.map_err(|_| PeerError::Lost { to })??
+            }
+        };
+        // The reader ends by itself once nobody wants its pieces.
+        drop(reading);
+        match answer.body {
+            Some(snapshot_answer::Body::Vote(vote)) => {
+                let took_secs = begun.elapsed().as_secs_f64();
+                info!(
+                    to = format_args!("{to:x}"),
+                    bytes = sent,
+                    took_secs,
+                    "sent database snapshot"
+                );
+                message::get_vote(Some(vote)).map_err(|_| PeerError::Lost { to })
+            }
+            Some(snapshot_answer::Body::Refused(refused)) => Err(PeerError::Refused {
+                to,
+                reason: refused.reason(),
+                text: refused.text,
+            }),
+            None => Err(PeerError::Lost { to }),
+        }
+    }
+}
+
+fn part(body: Body) -> Bytes {
+    frames::frame(&pb::SnapshotPart { body: Some(body) })
+}
+
+/// Waits until the peer has room. `None`: it is gone or takes nothing any more.
+async fn send(stream: &mut h2::SendStream<Bytes>, mut bytes: Bytes) -> Option<()> {
+    while !bytes.is_empty() {
+        stream.reserve_capacity(bytes.len());
+        let room = std::future::poll_fn(|cx| stream.poll_capacity(cx));
+        let room = tokio::time::timeout(STALL, room).await.ok()??.ok()?;
+        let now = bytes.split_to(room.min(bytes.len()));
+        stream.send_data(now, false).ok()?;
+    }
+    Some(())
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

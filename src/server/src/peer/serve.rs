@@ -1,0 +1,351 @@
+//! The side that is asked: one HTTP/2 connection of a peer.
+//!
+//! One task reads requests, hands them to consensus in their order, and writes answers as they are ready, all that one
+//! turn has to say in one go. Snapshots have connections and tasks of their own.
+
+use super::frames::{self, Reader};
+use super::lane::{LINK, SNAPSHOT};
+use crate::listen::Stop;
+use crate::rpc::PeerInfo;
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use quorate_api::proto::quorate::peer::{self as pb, snapshot_part::Body};
+use quorate_raft::peer::service::Service;
+use quorate_raft::peer::{Answer, BoxFuture, PROTOCOL, Reason, Request};
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+/// Links of one connection. A peer opens one.
+const LINKS_MAX: u32 = 4;
+
+/// Requests of one link that are being worked on. More wait in HTTP/2's window.
+const REQUESTS_MAX: usize = 256;
+
+/// Pieces of a snapshot that wait to be written.
+const PIECES: usize = 4;
+
+/// A snapshot that does not come on for so long has failed.
+const STALL: Duration = Duration::from_secs(30);
+
+/// What peers are served by, once consensus runs.
+#[derive(Clone, Default)]
+pub struct PeerPort(Arc<OnceLock<Service>>);
+
+impl PeerPort {
+    pub fn ready(&self, service: Service) {
+        let _ = self.0.set(service);
+    }
+
+    fn service(&self) -> Result<&Service, pb::Refused> {
+        self.0.get().ok_or_else(|| pb::Refused {
+            reason: Reason::NotReady as i32,
+            text: "this member is not ready yet".to_owned(),
+        })
+    }
+}
+
+pub(crate) async fn serve<S>(port: PeerPort, io: S, peer: Arc<PeerInfo>, stop: Stop) -> Result<(), h2::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut h2 = h2::server::Builder::new()
+        .initial_window_size(frames::STREAM_WINDOW)
+        .initial_connection_window_size(frames::CONNECTION_WINDOW)
+        .max_frame_size(frames::FRAME_BYTES)
+        .max_concurrent_streams(LINKS_MAX)
+        .max_header_list_size(16 << 10)
+        .max_send_buffer_size(8 << 20)
+        .handshake::<_, Bytes>(io)
+        .await?;
+    let mut links: Vec<Link> = Vec::new();
+    let mut drain = pin!(stop.drain.cancelled());
+    let mut draining = false;
+    std::future::poll_fn(|cx| {
+        if !draining && drain.as_mut().poll(cx).is_ready() {
+            draining = true;
+            h2.graceful_shutdown();
+        }
+        loop {
+            let mut stirred = false;
+            links.retain_mut(|link| match link.poll(cx) {
+                Poll::Pending => true,
+                Poll::Ready(Turn::Stirred) => {
+                    stirred = true;
+                    true
+                }
+                Poll::Ready(Turn::Ended) => false,
+            });
+            match h2.poll_accept(cx) {
+                Poll::Pending => {}
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(Some(Ok((request, mut respond)))) => {
+                    stirred = true;
+                    let path = request.uri().path().to_owned();
+                    let body = request.into_body();
+                    match path.as_str() {
+                        LINK => links.extend(Link::open(port.clone(), body, &mut respond)),
+                        SNAPSHOT => {
+                            stop.tasks.spawn(receive(port.clone(), body, respond, peer.addr));
+                        }
+                        _ => {
+                            let _ = respond.send_response(unknown(), true);
+                        }
+                    }
+                }
+            }
+            // A link that is told to stop has nothing left that could not wait for the next leader.
+            if draining && links.iter().all(Link::is_idle) {
+                links.clear();
+            }
+            if !stirred {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
+}
+
+fn head() -> Response<()> {
+    let mut response = Response::new(());
+    let value = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, value);
+    response
+}
+
+fn unknown() -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
+}
+
+fn trailers() -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    trailers
+}
+
+enum Turn {
+    Stirred,
+    Ended,
+}
+
+/// One stream of requests.
+struct Link {
+    port: PeerPort,
+    reader: Reader,
+    answers: h2::SendStream<Bytes>,
+    /// `None` until the peer has said who it is.
+    hello: Option<Arc<pb::Hello>>,
+    working: FuturesUnordered<BoxFuture<pb::Answer>>,
+    out: BytesMut,
+    ending: bool,
+}
+
+impl Link {
+    fn open(port: PeerPort, body: RecvStream, respond: &mut SendResponse<Bytes>) -> Option<Self> {
+        Some(Self {
+            port,
+            reader: Reader::new(body),
+            answers: respond.send_response(head(), false).ok()?,
+            hello: None,
+            working: FuturesUnordered::new(),
+            out: BytesMut::new(),
+            ending: false,
+        })
+    }
+
+    fn is_idle(&self) -> bool {
+        self.working.is_empty()
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        let mut stirred = false;
+        while !self.ending && self.working.len() < REQUESTS_MAX {
+            match self.reader.poll_next::<pb::Request>(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Some(Ok(request))) => {
+                    stirred = true;
+                    self.take(request);
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    warn!(%error, "a peer sends what can't be read");
+                    self.answers.send_reset(h2::Reason::PROTOCOL_ERROR);
+                    return Poll::Ready(Turn::Ended);
+                }
+                Poll::Ready(None) => self.ending = true,
+            }
+        }
+        while let Poll::Ready(Some(answer)) = self.working.poll_next_unpin(cx) {
+            stirred = true;
+            self.answer(&answer);
+        }
+        if !self.out.is_empty() && self.answers.send_data(self.out.split().freeze(), false).is_err() {
+            return Poll::Ready(Turn::Ended);
+        }
+        if self.ending && self.working.is_empty() {
+            let _ = self.answers.send_trailers(trailers());
+            return Poll::Ready(Turn::Ended);
+        }
+        if self.answers.poll_reset(cx).is_ready() {
+            return Poll::Ready(Turn::Ended);
+        }
+        if stirred {
+            Poll::Ready(Turn::Stirred)
+        } else {
+            Poll::Pending
+        }
+    }
+
+    fn answer(&mut self, answer: &pb::Answer) {
+        if let Some(Answer::Refused(refused)) = &answer.body
+            && !matches!(refused.reason(), Reason::NotReady | Reason::Malformed)
+        {
+            self.ending = true;
+        }
+        frames::put(&mut self.out, answer);
+    }
+
+    fn take(&mut self, request: pb::Request) {
+        let number = request.number;
+        let answer = match (&self.hello, request.body) {
+            (None, Some(Request::Hello(hello))) => self.greet(hello),
+            (Some(hello), Some(request)) => {
+                let (hello, port) = (hello.clone(), self.port.clone());
+                self.working.push(Box::pin(async move {
+                    let body = match port.service() {
+                        Ok(service) => service.handle(&hello, request).await,
+                        Err(refused) => Answer::Refused(refused),
+                    };
+                    pb::Answer {
+                        number,
+                        body: Some(body),
+                    }
+                }));
+                return;
+            }
+            (None, _) | (_, None) => Answer::Refused(pb::Refused {
+                reason: Reason::Malformed as i32,
+                text: "a hello comes first, and every request has a body".to_owned(),
+            }),
+        };
+        self.ending |= matches!(answer, Answer::Refused(_));
+        let answer = pb::Answer {
+            number,
+            body: Some(answer),
+        };
+        frames::put(&mut self.out, &answer);
+    }
+
+    fn greet(&mut self, hello: pb::Hello) -> Answer {
+        let admitted = self.port.service().and_then(|service| service.admit(&hello));
+        match admitted {
+            Ok(()) => {
+                self.hello = Some(Arc::new(hello));
+                Answer::Welcome(pb::Welcome { protocol: PROTOCOL })
+            }
+            Err(refused) => {
+                debug!(
+                    from = format_args!("{:x}", hello.from),
+                    reason = refused.text,
+                    "refused a peer"
+                );
+                Answer::Refused(refused)
+            }
+        }
+    }
+}
+
+/// Takes in a snapshot, and answers once it is installed.
+async fn receive(
+    port: PeerPort,
+    body: RecvStream,
+    mut respond: SendResponse<Bytes>,
+    from: Option<std::net::SocketAddr>,
+) {
+    let Ok(mut answers) = respond.send_response(head(), false) else {
+        return;
+    };
+    let received = take_in(port, Reader::new(body)).await;
+    let body = match received {
+        Ok(vote) => pb::snapshot_answer::Body::Vote(vote),
+        Err(refused) => {
+            warn!(?from, reason = refused.text, "did not take in a snapshot");
+            pb::snapshot_answer::Body::Refused(refused)
+        }
+    };
+    let answer = frames::frame(&pb::SnapshotAnswer { body: Some(body) });
+    if answers.send_data(answer, false).is_ok() {
+        let _ = answers.send_trailers(trailers());
+    }
+}
+
+async fn take_in(port: PeerPort, mut reader: Reader) -> Result<pb::Vote, pb::Refused> {
+    let malformed = |text: String| pb::Refused {
+        reason: Reason::Malformed as i32,
+        text,
+    };
+    let Body::Head(head) = part(&mut reader).await? else {
+        return Err(malformed("a snapshot begins with its head".to_owned()));
+    };
+    let arrival = port.service()?.snapshot(head)?;
+    let mut incoming = arrival.begin()?;
+    info!("applying snapshot: receiving from the leader");
+    let (pieces, mut queue) = mpsc::channel::<Bytes>(PIECES);
+    let writing = tokio::task::spawn_blocking(move || {
+        while let Some(piece) = queue.blocking_recv() {
+            incoming.push(&piece)?;
+        }
+        Ok::<_, quorate_store::Error>(incoming)
+    });
+    let mut bytes = 0;
+    let whole = loop {
+        match part(&mut reader).await {
+            Ok(Body::Piece(piece)) => {
+                bytes += piece.len() as u64;
+                if pieces.send(piece).await.is_err() {
+                    break Ok(()); // the writer says why
+                }
+            }
+            Ok(Body::End(end)) if end == bytes => break Ok(()),
+            Ok(_) => break Err(malformed("the snapshot is not as long as was said".to_owned())),
+            Err(refused) => break Err(refused),
+        }
+    };
+    drop(pieces);
+    let failed = |error: &dyn std::fmt::Display| pb::Refused {
+        reason: Reason::NotReady as i32,
+        text: format!("the snapshot could not be taken in: {error}"),
+    };
+    let incoming = writing.await.map_err(|error| failed(&error))?;
+    whole?;
+    let incoming = incoming.map_err(|error| failed(&error))?;
+    let finished = tokio::task::spawn_blocking(move || incoming.finish()).await;
+    let received = finished
+        .map_err(|error| failed(&error))?
+        .map_err(|error| failed(&error))?;
+    let vote = arrival.install(received).await?;
+    info!(bytes, "applied snapshot");
+    Ok(vote)
+}
+
+async fn part(reader: &mut Reader) -> Result<Body, pb::Refused> {
+    let malformed = |text: String| pb::Refused {
+        reason: Reason::Malformed as i32,
+        text,
+    };
+    match tokio::time::timeout(STALL, reader.next::<pb::SnapshotPart>()).await {
+        Err(_) => Err(malformed("the snapshot did not come on".to_owned())),
+        Ok(None) => Err(malformed("the snapshot was cut off".to_owned())),
+        Ok(Some(Err(error))) => Err(malformed(error.to_string())),
+        Ok(Some(Ok(part))) => part.body.ok_or_else(|| malformed("a part without content".to_owned())),
+    }
+}
