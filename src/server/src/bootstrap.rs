@@ -1,19 +1,37 @@
 //! From flags and disk to a member that knows who it is. A member with data reads that from its directory, and the
 //! bootstrap settings mean nothing to it any more.
 //!
+//! ```text
+//! data? ─ yes ────────────────────────────────────────────────────────────► identity and origin as written
+//!   └─ no ─ new ──────► settings agree? ─► running already? ─► founds  ─┐
+//!        └─ existing ─► which member are we? ─► versions?   ─► joins   ─┴─► identity and origin, durably
+//!                       └ nothing on disk up to here ┘
+//! ```
+//!
 //! * [`data_dir`] — the directory, its locks, and the identity that it keeps;
 //! * [`initial_cluster`] — who founds a cluster, from `--initial-cluster`;
+//! * [`running`] — whether it was founded before; [`existing`] — our place in one that was;
+//! * [`peers`] — asks other members; [`addresses`] — compares where they are;
 //! * [`identity`] — ids of members and clusters, computed as etcd computes them.
 
+pub mod addresses;
 pub mod data_dir;
+pub mod existing;
 pub mod identity;
 pub mod initial_cluster;
+pub mod peers;
+pub mod running;
+#[cfg(test)]
+mod scripted;
 
-use crate::config::Config;
-use data_dir::{DataDir, Identity};
-use initial_cluster::{InitialCluster, Resolve};
+use crate::config::{ClusterState, Config};
+use addresses::Resolve;
+use data_dir::{DataDir, Origin, Record};
+use peers::Peers;
+use quorate_api::proto::etcdserverpb::Member;
 use quorate_api::{ClusterId, MemberId};
 use std::time::Duration;
+use tracing::info;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -21,6 +39,10 @@ pub enum Error {
     DataDir(#[from] data_dir::Error),
     #[error(transparent)]
     InitialCluster(#[from] initial_cluster::Error),
+    #[error(transparent)]
+    Running(#[from] running::Error),
+    #[error(transparent)]
+    Existing(#[from] existing::Error),
 }
 
 /// A member that knows who it is, in a directory that is this process's own.
@@ -28,86 +50,139 @@ pub enum Error {
 pub struct Prepared {
     pub data_dir: DataDir,
     pub identity: Identity,
-    /// What a new member founds.
-    pub founded: Option<InitialCluster>,
+    pub start: Start,
+    /// What it did when it was new. A restart may find that nothing of that has reached its log yet; then it does the
+    /// same again.
+    pub origin: Origin,
 }
 
-/// Blocks: for names that don't resolve, up to `patience`; for another process on the same directory, for as long as
-/// it takes. A new member whose settings don't let it found a cluster leaves no trace of having tried.
-pub fn prepare(config: &Config, resolve: Resolve<'_>, patience: Duration) -> Result<Prepared, Error> {
+/// Who this process is, among all that ever ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub cluster: ClusterId,
+    pub member: MemberId,
+    /// Of the data directory, random.
+    pub incarnation: u64,
+    /// Which start of it this is, from 1.
+    pub boot: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// New, and founds the cluster together with the other members of its origin.
+    Found,
+    /// New, and was added to a cluster that runs.
+    Join,
+    /// Has been started before.
+    Restart,
+}
+
+/// Blocks: for names that don't resolve, up to `patience`; for other members, some seconds; for another process on the
+/// same directory, for as long as it takes. A new member that is refused leaves no trace of having tried.
+pub fn prepare(
+    config: &Config,
+    resolve: Resolve<'_>,
+    peers: &dyn Peers,
+    patience: Duration,
+) -> Result<Prepared, Error> {
     let (root, wal_dir) = (config.data_dir.as_path(), config.wal_dir.as_deref());
-    let found = || initial_cluster::found(config, resolve, patience);
-    let cluster = if DataDir::is_new(root, wal_dir)? {
-        Some(found()?)
+    let decided = if DataDir::is_new(root, wal_dir)? {
+        Some(decide(config, resolve, peers, patience)?)
     } else {
         None
     };
     let data_dir = DataDir::open(root, wal_dir)?;
-    if let Some(identity) = data_dir.identity()? {
-        return Ok(Prepared {
-            data_dir,
-            identity,
-            founded: None,
-        });
+    if let Some(mut record) = data_dir.record()? {
+        // Flags that say who founds, joins or advertises what are for new members. Whatever they say by now, this one
+        // has promised things under the identity that it has, and founds or joins as it once decided.
+        let counted = !record.origin.members().is_empty();
+        if !counted {
+            record.origin = Origin::Founded(vec![alone(config, record.member)]);
+        }
+        let boot = data_dir.count_boot(counted)?;
+        if !counted {
+            data_dir.write_record(&record)?;
+        }
+        return Ok(prepared(data_dir, record, Start::Restart, boot));
     }
-    let cluster = match cluster {
-        Some(cluster) => cluster,
-        None => found()?,
+    let record = match decided {
+        Some(record) => record,
+        None => decide(config, resolve, peers, patience)?,
     };
-    let identity = Identity {
-        cluster: ClusterId(cluster.cluster_id),
-        member: MemberId(cluster.member_id),
+    // Before the identity: where one is written there is a count, so that its loss is noticed.
+    let boot = data_dir.count_boot(false)?;
+    data_dir.write_record(&record)?;
+    let start = match record.origin {
+        Origin::Founded(_) => Start::Found,
+        Origin::Joined(_) => Start::Join,
+    };
+    Ok(prepared(data_dir, record, start, boot))
+}
+
+fn prepared(data_dir: DataDir, record: Record, start: Start, boot: u64) -> Prepared {
+    let Record {
+        cluster,
+        member,
+        incarnation,
+        log_made: _,
+        origin,
+    } = record;
+    Prepared {
+        data_dir,
+        identity: Identity {
+            cluster,
+            member,
+            incarnation,
+            boot,
+        },
+        start,
+        origin,
+    }
+}
+
+/// What a new member does. Writes nothing.
+fn decide(config: &Config, resolve: Resolve<'_>, peers: &dyn Peers, patience: Duration) -> Result<Record, Error> {
+    let (cluster, member, origin) = match config.initial_cluster_state {
+        ClusterState::New => {
+            let founding = initial_cluster::found(config, resolve, patience)?;
+            running::check(&founding, peers)?;
+            let founders = founding.membership();
+            (
+                founders.cluster,
+                founding.member_id(),
+                Origin::Founded(founders.members),
+            )
+        }
+        ClusterState::Existing => {
+            let place = existing::join(config, resolve, peers, patience)?;
+            (place.told.cluster, place.member, Origin::Joined(place.told.members))
+        }
+    };
+    info!(
+        "member-id" = %member,
+        "cluster-id" = %cluster,
+        members = origin.members().len(),
+        founds = matches!(origin, Origin::Founded(_)),
+        "member has its place in the cluster"
+    );
+    Ok(Record {
+        cluster,
+        member,
         incarnation: rand::random(),
         log_made: false,
-    };
-    data_dir.write_identity(identity)?;
-    Ok(Prepared {
-        data_dir,
-        identity,
-        founded: Some(cluster),
+        origin,
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::ffi::OsString;
-    use std::path::Path;
-
-    fn prepare_with(root: &Path, args: &[&str]) -> Result<Prepared, Error> {
-        let data_dir = format!("--data-dir={}", root.display());
-        let args = ["quorate", &data_dir].into_iter().chain(args.iter().copied());
-        let config = crate::config::load(args.map(OsString::from), std::iter::empty())
-            .unwrap()
-            .config;
-        let nowhere = |_: &str| Err(std::io::Error::other("no such host"));
-        prepare(&config, &nowhere, Duration::ZERO)
-    }
-
-    #[test]
-    fn nothing_is_written_before_a_refusal() {
-        let temp = tempfile::tempdir().unwrap();
-        let root = temp.path().join("data");
-        for bad in [
-            &["--name=zz", "--initial-cluster=other=http://localhost:2380"][..],
-            &["--initial-advertise-peer-urls=http://127.0.0.1:1"],
-            &["--initial-cluster-state=existing"],
-            &["--initial-cluster=default=http://localhost:2380,b=http://127.0.0.1:1"],
-        ] {
-            let refused = prepare_with(&root, bad).unwrap_err();
-            assert!(matches!(refused, Error::InitialCluster(_)), "{refused}");
-            assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0, "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn a_member_with_data_does_not_ask_who_founds() {
-        let temp = tempfile::tempdir().unwrap();
-        let first = prepare_with(temp.path(), &[]).unwrap();
-        assert!(first.founded.is_some());
-        let identity = first.identity;
-        drop(first);
-        let again = prepare_with(temp.path(), &["--initial-cluster-state=existing"]).unwrap();
-        assert_eq!((again.identity, again.founded), (identity, None));
+/// What format 1 of the identity did not say: there were only clusters of one, known by what they advertise.
+fn alone(config: &Config, member: MemberId) -> Member {
+    let urls = config.initial_advertise_peer_urls.iter();
+    Member {
+        id: member.0,
+        peer_ur_ls: urls.map(|url| url.raw.clone()).collect(),
+        ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,17 +18,19 @@ mod notify;
 mod ports;
 
 use crate::api::v3::Services;
-use crate::bootstrap::data_dir::{DataDir, Identity};
-use crate::bootstrap::initial_cluster::{self, InitialCluster};
+use crate::bootstrap::addresses::{RESOLVE_PATIENCE, system_resolve};
+use crate::bootstrap::data_dir::DataDir;
+use crate::bootstrap::peers::http::HttpPeers;
 use crate::bootstrap::{self, Prepared};
 use crate::budget::Budget;
-use crate::config::{self, Config, Exit, Loaded, MetricsLevel, Url};
+use crate::config::{self, Config, Exit, Loaded, MetricsLevel, QUORATE_VERSION, Url};
 use crate::http::{NodeState, Ops};
 use crate::listen::{Gate, ListenLimits, Server};
 use crate::member::{Limits, Member};
 use crate::metrics::{self, counts::Counts};
+use crate::peer::dial::Dialer;
 use crate::rpc::{self, Rpc};
-use crate::state::State;
+use crate::state::{Roster, State};
 use anyhow::{Context, anyhow};
 use ports::Ports;
 use quorate_api::proto::etcdserverpb as pb;
@@ -204,16 +206,14 @@ fn start(
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let starting = async {
         let settings = config.clone();
-        let prepare = move || {
-            let resolve = &initial_cluster::system_resolve;
-            bootstrap::prepare(&settings, resolve, initial_cluster::RESOLVE_PATIENCE)
-        };
+        let peers = HttpPeers::new(runtime.handle().clone(), Dialer::default());
+        let prepare = move || bootstrap::prepare(&settings, &system_resolve, &peers, RESOLVE_PATIENCE);
         let prepared = tokio::task::spawn_blocking(prepare)
             .await
             .context("start the member")??;
         ports.serve(ports::bind_unix(config)?);
-        let (config, disk) = (config.clone(), disk_metrics);
-        tokio::task::spawn_blocking(move || start_member(&config, prepared, disk, counts, applied, on_fatal))
+        let (config, state, disk) = (config.clone(), state.clone(), disk_metrics);
+        tokio::task::spawn_blocking(move || start_member(&config, &state, prepared, disk, counts, applied, on_fatal))
             .await
             .context("start the member")?
     };
@@ -285,6 +285,7 @@ mod libc_signal {
 /// Opens what is on disk, replays what the log has, and makes itself known.
 fn start_member(
     config: &Config,
+    state: &State,
     prepared: Prepared,
     disk: Arc<metrics::disk::Disk>,
     counts: Arc<Counts>,
@@ -294,8 +295,15 @@ fn start_member(
     let Prepared {
         data_dir,
         identity,
-        founded,
+        start: _,
+        origin,
     } = prepared;
+    if origin.members().len() > 1 {
+        return Err(anyhow!(
+            "the cluster has {} members; more than one is not yet supported by Quorate {QUORATE_VERSION}",
+            origin.members().len()
+        ));
+    }
     let hub: Arc<OnceLock<Hub>> = Arc::default();
     let (store, applier) = open_store(&data_dir, disk.clone(), hub.clone(), counts.clone())?;
     if let Some(cluster) = store.cluster_id().filter(|cluster| *cluster != identity.cluster) {
@@ -306,13 +314,13 @@ fn start_member(
             identity.cluster
         ));
     }
+    state.opened(Roster {
+        cluster: identity.cluster,
+        told: origin.members().to_vec(),
+        store: store.clone(),
+    });
     let wal = open_wal(&data_dir, identity.incarnation, &store, disk, on_fatal.clone())?;
-    if !identity.log_made {
-        data_dir.write_identity(Identity {
-            log_made: true,
-            ..identity
-        })?;
-    }
+    data_dir.mark_log_made()?;
     let options = quorate_raft::Options {
         member: identity.member.0,
         heartbeat: config.heartbeat_interval,
@@ -336,7 +344,7 @@ fn start_member(
         counts,
         budget,
     ));
-    tokio::runtime::Handle::current().block_on(introduce(&member, config, founded))?;
+    tokio::runtime::Handle::current().block_on(introduce(&member, config, origin.members().to_vec()))?;
     Ok((member, data_dir))
 }
 
@@ -401,22 +409,11 @@ impl EventSink for ToHub {
 }
 
 /// Puts the founding members into the replicated table, and this member's name and client URLs.
-async fn introduce(member: &Arc<Member>, config: &Config, founded: Option<InitialCluster>) -> anyhow::Result<()> {
+async fn introduce(member: &Arc<Member>, config: &Config, founders: Vec<pb::Member>) -> anyhow::Result<()> {
     if member.store.cluster_id().is_none() {
-        let urls: Vec<String> = config
-            .initial_advertise_peer_urls
-            .iter()
-            .map(|url| url.raw.clone())
-            .collect();
-        let itself = pb::Member {
-            id: member.id.0,
-            peer_ur_ls: urls,
-            ..Default::default()
-        };
-        let members = founded.map_or_else(|| vec![itself], founders);
         let init = ClusterInit {
             cluster_id: member.cluster.0,
-            members,
+            members: founders,
         };
         member
             .propose(&Command::ClusterInit(init))
@@ -438,15 +435,6 @@ async fn introduce(member: &Arc<Member>, config: &Config, founded: Option<Initia
     }
     info!("member-id" = %member.id, "cluster-id" = %member.cluster, name = config.name, "published local member to cluster");
     Ok(())
-}
-
-fn founders(cluster: InitialCluster) -> Vec<pb::Member> {
-    let member = |founder: initial_cluster::FoundingMember| pb::Member {
-        id: founder.id,
-        peer_ur_ls: founder.peer_urls.iter().map(|url| url.raw.clone()).collect(),
-        ..Default::default()
-    };
-    cluster.members.into_iter().map(member).collect()
 }
 
 fn load_tls(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>> {

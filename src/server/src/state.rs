@@ -4,24 +4,35 @@
 use crate::http::{Alarm, Check, Membership, NodeState, Probe, ProbeFuture};
 use crate::member::Member;
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec};
-use quorate_api::proto::etcdserverpb::{AlarmType, RangeRequest};
-use quorate_api::{Error, version};
+use quorate_api::proto::etcdserverpb::{self as pb, AlarmType, RangeRequest};
+use quorate_api::{ClusterId, Error, version};
 use quorate_runtime::metrics::Registry;
+use quorate_store::Store;
 use std::sync::{Arc, OnceLock};
 
 /// Shared by all listeners. The member arrives when it is ready to serve.
 pub struct State {
     member: OnceLock<Arc<Member>>,
+    roster: OnceLock<Roster>,
     health_ok: IntCounter,
     health_failed: IntCounter,
     check: IntGaugeVec,
     checks: IntCounterVec,
 }
 
+/// Who is in the cluster, known before the member serves and even if it never gets that far.
+pub struct Roster {
+    pub cluster: ClusterId,
+    /// What the member founds or was told, for as long as nothing is applied.
+    pub told: Vec<pb::Member>,
+    pub store: Store,
+}
+
 impl State {
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         Ok(Self {
             member: OnceLock::new(),
+            roster: OnceLock::new(),
             health_ok: registry.counter(
                 "etcd_server_health_success",
                 "Calls of /health that were answered well.",
@@ -38,6 +49,11 @@ impl State {
                 &["type", "name", "status"],
             )?,
         })
+    }
+
+    /// From now on other members are told who is in the cluster.
+    pub fn opened(&self, roster: Roster) {
+        let _ = self.roster.set(roster);
     }
 
     /// The member serves from now on.
@@ -106,11 +122,16 @@ impl NodeState for State {
     }
 
     fn membership(&self) -> Option<Membership> {
-        let member = self.member()?;
-        let mut members = member.store.members();
+        let roster = self.roster.get()?;
+        let is_applied = roster.store.cluster_id().is_some();
+        let mut members = if is_applied {
+            roster.store.members()
+        } else {
+            roster.told.clone()
+        };
         members.sort_by_key(|member| member.id);
         Some(Membership {
-            cluster: member.cluster,
+            cluster: roster.cluster,
             members,
         })
     }

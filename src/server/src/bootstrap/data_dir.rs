@@ -4,6 +4,7 @@
 //! <data-dir>/            0700
 //!   lock                 held by the running process
 //!   member/
+//!     boot               how often it was started
 //!     identity.json      who this member is; written once, before anything else, and marked once the log is there
 //!     wal/               the log (or --wal-dir)
 //!       wal.lock         held by the running process
@@ -12,6 +13,8 @@
 //!
 //! Looking comes first and changes nothing: what belongs to somebody else is refused as it was found.
 
+mod boot;
+mod durable;
 mod identity;
 mod lock;
 mod private;
@@ -21,7 +24,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use identity::Identity;
+pub use identity::{Origin, Record};
 
 /// Why a data directory can't be used. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +51,7 @@ pub enum Error {
         identity::FORMAT
     )]
     Newer { path: PathBuf, found: u32 },
-    #[error("{} can't be read as a member's identity: {reason}", path.display())]
+    #[error("{} can't be read: {reason}", path.display())]
     Damaged { path: PathBuf, reason: String },
     #[error(
         "{} is gone, but there is data beside it: without its identity this member can't be told from another. Restore \
@@ -75,6 +78,7 @@ impl Error {
 struct Places {
     root: PathBuf,
     member: PathBuf,
+    boot: PathBuf,
     identity: PathBuf,
     store: PathBuf,
     wal: PathBuf,
@@ -85,6 +89,7 @@ impl Places {
         let member = root.join("member");
         Self {
             root: root.to_path_buf(),
+            boot: member.join("boot"),
             identity: member.join("identity.json"),
             store: member.join("store.redb"),
             wal: wal_dir.map_or_else(|| member.join("wal"), Path::to_path_buf),
@@ -129,13 +134,13 @@ impl Places {
 
     /// `None` when there is no data. A member whose log was made and is not where it should be is refused: without it,
     /// it would forget what it acknowledged.
-    fn identity(&self) -> Result<Option<Identity>, Error> {
+    fn record(&self) -> Result<Option<Record>, Error> {
         match identity::read(&self.identity)? {
-            Some(identity) if identity.log_made && !self.has_log()? => Err(Error::LogMissing {
-                member: identity.member,
+            Some(record) if record.log_made && !self.has_log()? => Err(Error::LogMissing {
+                member: record.member,
                 path: self.wal.clone(),
             }),
-            Some(identity) => Ok(Some(identity)),
+            Some(record) => Ok(Some(record)),
             None if self.holds_data()? => Err(Error::IdentityLost {
                 path: self.identity.clone(),
             }),
@@ -173,7 +178,7 @@ impl DataDir {
     pub fn is_new(root: &Path, wal_dir: Option<&Path>) -> Result<bool, Error> {
         let places = Places::new(root, wal_dir);
         places.check()?;
-        Ok(places.identity()?.is_none())
+        Ok(places.record()?.is_none())
     }
 
     /// Makes what is missing and takes the locks, waiting for another process to end if need be. What is there already
@@ -186,9 +191,13 @@ impl DataDir {
         let lock = lock::take(&root.join("lock"), "data directory")?;
         // The process that held the lock may have made the rest.
         places.check()?;
-        places.identity()?;
+        places.record()?;
         let holds_data = places.holds_data()?;
-        let of_member = |name: &str| name.starts_with("identity.json") || name.starts_with("store.redb");
+        let of_member = |name: &str| {
+            ["boot", "identity.json", "store.redb"]
+                .iter()
+                .any(|file| name.starts_with(file))
+        };
         private::make_dir(&places.member, holds_data, |name| name == "wal" || of_member(name))?;
         private::make_dir(&places.wal, false, |name| is_log_file(name) || name == lock::WAL)?;
         let wal_lock = lock::take(&places.wal.join(lock::WAL), "wal directory")?;
@@ -219,14 +228,31 @@ impl DataDir {
         self.places.store.clone()
     }
 
-    /// The identity that was written when the member was first started; `None` for a new member.
-    pub fn identity(&self) -> Result<Option<Identity>, Error> {
-        self.places.identity()
+    /// What was written when the member was first started; `None` for a new member.
+    pub fn record(&self) -> Result<Option<Record>, Error> {
+        self.places.record()
     }
 
-    /// Writes who this member is, durably: before it has any data, and once more when its log is there.
-    pub fn write_identity(&self, identity: Identity) -> Result<(), Error> {
-        identity::write(&self.places.identity, identity)
+    /// Writes who this member is, durably, before it has any data.
+    pub fn write_record(&self, record: &Record) -> Result<(), Error> {
+        identity::write(&self.places.identity, record)
+    }
+
+    /// Counts this start, durably, before the member does anything that others hear of. The first is 1. `again`: the
+    /// member was started before by a version that counts.
+    pub fn count_boot(&self, again: bool) -> Result<u64, Error> {
+        boot::count(&self.places.boot, again)
+    }
+
+    /// Notes, once and durably, that the log is there: from now on an empty place for it is refused.
+    pub fn mark_log_made(&self) -> Result<(), Error> {
+        match self.places.record()? {
+            Some(record) if !record.log_made => self.write_record(&Record {
+                log_made: true,
+                ..record
+            }),
+            _ => Ok(()),
+        }
     }
 }
 

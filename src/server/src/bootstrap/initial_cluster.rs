@@ -1,18 +1,17 @@
-//! `--initial-cluster`: who founds the cluster, and whether we are one of them.
+//! `--initial-cluster`: who is in the cluster, and whether we are one of them.
 //!
 //! Only a member without data asks. The checks, their order and texts are etcd's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::net::{IpAddr, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use quorate_api::proto::etcdserverpb::Member;
+use quorate_api::{ClusterId, MemberId};
+
+use super::addresses::{Addresses, Resolve};
 use super::identity::{cluster_id, member_id};
-use crate::config::{ClusterState, Config, QUORATE_VERSION, Url};
-
-/// How long names in URLs are looked up again before a mismatch is taken for granted: DNS may come up after us.
-pub const RESOLVE_PATIENCE: Duration = Duration::from_secs(30);
-const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
+use crate::config::{Config, Url};
+use crate::http::Membership;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
@@ -38,19 +37,16 @@ pub enum Error {
     },
     #[error("initial cluster {0} has duplicate url")]
     DuplicateUrl(String),
-    #[error("cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs")]
-    NobodyToAsk,
-    #[error("--initial-cluster names {0} members; more than one is not yet supported by Quorate {QUORATE_VERSION}")]
-    NotAlone(usize),
 }
 
-/// The cluster that is about to be founded.
+/// The members that were listed, with the ids that they have if they are the ones who found the cluster. Everybody who
+/// was given the same settings computes the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InitialCluster {
     pub cluster_id: u64,
     /// Ours.
     pub member_id: u64,
-    /// All of them, by name, with sorted URLs.
+    /// All of them, by id.
     pub members: Vec<FoundingMember>,
 }
 
@@ -58,26 +54,65 @@ pub struct InitialCluster {
 pub struct FoundingMember {
     pub id: u64,
     pub name: String,
+    /// Sorted.
     pub peer_urls: Vec<Url>,
 }
 
-/// Addresses of a host name.
-pub type Resolve<'a> = &'a dyn Fn(&str) -> io::Result<Vec<IpAddr>>;
+impl InitialCluster {
+    /// Where the others are, sorted.
+    pub fn other_urls(&self) -> Vec<Url> {
+        let others = self.members.iter().filter(|member| member.id != self.member_id);
+        let mut urls: Vec<_> = others.flat_map(|member| member.peer_urls.iter().cloned()).collect();
+        urls.sort();
+        urls
+    }
 
-/// The machine's own way to look up names. Blocks.
-pub fn system_resolve(host: &str) -> io::Result<Vec<IpAddr>> {
-    Ok((host, 0).to_socket_addrs()?.map(|address| address.ip()).collect())
+    /// As members tell each other.
+    pub fn membership(&self) -> Membership {
+        let member = |founder: &FoundingMember| Member {
+            id: founder.id,
+            name: founder.name.clone(),
+            peer_ur_ls: founder.peer_urls.iter().map(|url| url.raw.clone()).collect(),
+            ..Default::default()
+        };
+        Membership {
+            cluster: ClusterId(self.cluster_id),
+            members: self.members.iter().map(member).collect(),
+        }
+    }
+
+    pub fn member_id(&self) -> MemberId {
+        MemberId(self.member_id)
+    }
 }
 
-/// Checks the settings against each other and computes everybody's id. May block for as long as `patience` while
-/// names don't resolve, so it belongs before the runtime or onto a blocking thread.
+/// Checks the settings of one who founds, alone or with others. May block for as long as `patience` while names don't
+/// resolve, so it belongs onto a blocking thread.
 pub fn found(config: &Config, resolve: Resolve<'_>, patience: Duration) -> Result<InitialCluster, Error> {
-    let listed = parse(&config.initial_cluster)?;
-    let ours = listed
-        .get(&config.name)
-        .ok_or_else(|| Error::NotListed(config.name.clone()))?;
-    compare_own_urls(config, ours, resolve, patience)?;
+    let (listed, ours) = parse_with_us(config)?;
+    compare_own_urls(config, &ours, Addresses::new(resolve, patience))?;
+    with_ids(config, listed)
+}
 
+/// Checks the settings of one who joins. What it advertises is not compared: the members were told before it started,
+/// and their list counts.
+pub fn join(config: &Config) -> Result<InitialCluster, Error> {
+    let (listed, _) = parse_with_us(config)?;
+    with_ids(config, listed)
+}
+
+type Listed = BTreeMap<String, Vec<Url>>;
+
+fn parse_with_us(config: &Config) -> Result<(Listed, Vec<Url>), Error> {
+    let listed = parse(&config.initial_cluster)?;
+    match listed.get(&config.name).cloned() {
+        Some(ours) => Ok((listed, ours)),
+        None => Err(Error::NotListed(config.name.clone())),
+    }
+}
+
+/// Refuses a URL that two have, and computes everybody's id.
+fn with_ids(config: &Config, listed: Listed) -> Result<InitialCluster, Error> {
     let all: Vec<_> = listed.values().flatten().collect();
     if all.iter().collect::<BTreeSet<_>>().len() != all.len() {
         let pairs = listed
@@ -86,22 +121,16 @@ pub fn found(config: &Config, resolve: Resolve<'_>, patience: Duration) -> Resul
             .collect::<BTreeSet<_>>();
         return Err(Error::DuplicateUrl(pairs.into_iter().collect::<Vec<_>>().join(",")));
     }
-    if listed.len() > 1 {
-        return Err(Error::NotAlone(listed.len()));
-    }
-    if config.initial_cluster_state == ClusterState::Existing {
-        return Err(Error::NobodyToAsk); // we'd be joining nobody but ourselves
-    }
-
     let token = &config.initial_cluster_token;
-    let members: Vec<_> = listed
-        .iter()
-        .map(|(name, urls)| FoundingMember {
-            id: member_id(urls.iter().map(|url| url.raw.as_str()), token),
-            name: name.clone(),
-            peer_urls: urls.clone(),
+    let mut members: Vec<_> = listed
+        .into_iter()
+        .map(|(name, peer_urls)| FoundingMember {
+            id: member_id(peer_urls.iter().map(|url| url.raw.as_str()), token),
+            name,
+            peer_urls,
         })
         .collect();
+    members.sort_by_key(|member| member.id);
     let own = members.iter().find(|member| member.name == config.name);
     let member_id = own
         .map(|member| member.id)
@@ -114,7 +143,7 @@ pub fn found(config: &Config, resolve: Resolve<'_>, patience: Duration) -> Resul
 }
 
 /// `name=url` pairs; a name may come up several times.
-fn parse(text: &str) -> Result<BTreeMap<String, Vec<Url>>, Error> {
+fn parse(text: &str) -> Result<Listed, Error> {
     let mut texts: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for pair in text.split(',').filter(|pair| !pair.is_empty()) {
         let (name, url) = pair.split_once('=').unwrap_or((pair, ""));
@@ -138,9 +167,9 @@ fn pairs<'a>(name: &'a str, urls: &'a [Url]) -> impl Iterator<Item = String> + '
 }
 
 /// What we advertise and what the cluster was told about us must be the same addresses, if not the same text.
-fn compare_own_urls(config: &Config, listed: &[Url], resolve: Resolve<'_>, patience: Duration) -> Result<(), Error> {
+fn compare_own_urls(config: &Config, listed: &[Url], addresses: Addresses<'_>) -> Result<(), Error> {
     let advertised = &config.initial_advertise_peer_urls;
-    let Err(difference) = same_addresses(advertised, listed, resolve, patience) else {
+    let Err(difference) = addresses.same(advertised, listed) else {
         return Ok(());
     };
 
@@ -175,61 +204,6 @@ fn compare_own_urls(config: &Config, listed: &[Url], resolve: Resolve<'_>, patie
 
 fn texts(urls: &[Url]) -> Vec<String> {
     urls.iter().map(Url::to_string).collect()
-}
-
-/// `Err` tells the first difference.
-fn same_addresses(ours: &[Url], theirs: &[Url], resolve: Resolve<'_>, patience: Duration) -> Result<(), String> {
-    if ours.len() != theirs.len() {
-        return Err(format!("len({}) != len({})", go_list(ours), go_list(theirs)));
-    }
-    if ours == theirs {
-        return Ok(());
-    }
-    let deadline = Instant::now() + patience;
-    let resolved = |urls: &[Url]| -> Result<Vec<String>, String> {
-        let mut urls = urls
-            .iter()
-            .map(|url| resolved_url(url, resolve, deadline))
-            .collect::<Result<Vec<_>, _>>()?;
-        urls.sort();
-        Ok(urls)
-    };
-    let (ours, theirs) = (resolved(ours)?, resolved(theirs)?);
-    match ours.iter().zip(&theirs).find(|(our, their)| our != their) {
-        Some((our, their)) => Err(format!("resolved urls: {our:?} != {their:?}")),
-        None => Ok(()),
-    }
-}
-
-/// As Go prints a list of strings.
-fn go_list(urls: &[Url]) -> String {
-    let quoted: Vec<_> = urls.iter().map(|url| format!("{:?}", url.raw)).collect();
-    format!("[{}]", quoted.join(" "))
-}
-
-/// The URL with an address in place of a name. `localhost` stays, as in etcd.
-fn resolved_url(url: &Url, resolve: Resolve<'_>, deadline: Instant) -> Result<String, String> {
-    if url.scheme.is_unix() || url.host == "localhost" || url.ip().is_some() {
-        return Ok(url.raw.clone());
-    }
-    loop {
-        let reason = match resolve(&url.host) {
-            Ok(addresses) => match addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()) {
-                Some(address) => {
-                    let scheme = if url.is_tls() { "https" } else { "http" };
-                    let address = std::net::SocketAddr::new(*address, url.port);
-                    return Ok(format!("{scheme}://{address}"));
-                }
-                None => format!("lookup {}: no such host", url.host),
-            },
-            Err(error) => format!("lookup {}: {error}", url.host),
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(reason);
-        }
-        std::thread::sleep(RESOLVE_PAUSE.min(left));
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,10 @@ use serde::Serialize;
 use super::Ops;
 use super::routes::{method_not_allowed, plain_error, typed};
 
-const CLUSTER_ID: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
+pub(crate) const CLUSTER_ID: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
+
+/// Tells members of Quorate from etcd's, which speak another language among themselves.
+pub(crate) const QUORATE_VERSION: HeaderName = HeaderName::from_static("x-quorate-version");
 
 /// One element of `/members`, in etcd's field names and order.
 #[derive(Serialize)]
@@ -44,7 +47,8 @@ pub(super) async fn members(State(ops): State<Arc<Ops>>, request: Request) -> Re
     if request.method() != Method::GET {
         return method_not_allowed();
     }
-    // An empty list would be a lie that a joining member believes; an error makes it ask again.
+    // An empty list would be a lie that a joining member believes. Those that found the cluster with us ask before
+    // they know, as we do: an answer that is none keeps nobody waiting.
     let Some(membership) = ops.node.membership() else {
         return plain_error(StatusCode::SERVICE_UNAVAILABLE, "the member is not ready");
     };
@@ -56,5 +60,7 @@ pub(super) async fn members(State(ops): State<Arc<Ops>>, request: Request) -> Re
     if let Ok(id) = HeaderValue::from_str(&membership.cluster.to_string()) {
         response.headers_mut().insert(CLUSTER_ID, id);
     }
+    let version = HeaderValue::from_static(quorate_api::version::QUORATE_VERSION);
+    response.headers_mut().insert(QUORATE_VERSION, version);
     response
 }

@@ -289,6 +289,7 @@ async fn a_peer_port_answers_members_and_nothing_else() {
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     assert!(head.contains("Content-Type: application/json"), "{head}");
     assert!(head.contains("X-Etcd-Cluster-Id: cdf818194e3a8c32"), "{head}");
+    assert!(head.contains("X-Quorate-Version: "), "{head}");
     let wanted = concat!(
         r#"[{"id":7,"peerURLs":["http://10.0.0.1:2380"],"name":"m1","clientURLs":["http://10.0.0.1:2379"]},"#,
         r#"{"id":10276657743932975437,"peerURLs":["http://10.0.0.1:2380"],"isLearner":true}]"#,

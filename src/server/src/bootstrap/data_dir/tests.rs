@@ -1,15 +1,33 @@
 use super::*;
 use quorate_api::ClusterId;
+use quorate_api::proto::etcdserverpb::Member;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
-const IDENTITY: Identity = Identity {
-    cluster: ClusterId(0xc1),
-    member: MemberId(0x8e9),
-    incarnation: 7,
-    log_made: false,
-};
+fn new_record() -> Record {
+    Record {
+        cluster: ClusterId(0xc1),
+        member: MemberId(0x8e9),
+        incarnation: 7,
+        log_made: false,
+        origin: Origin::Joined(vec![
+            Member {
+                id: 0x8e9,
+                peer_ur_ls: vec!["http://10.0.0.1:2380".to_owned()],
+                is_learner: true,
+                ..Default::default()
+            },
+            Member {
+                id: u64::MAX,
+                name: "b".to_owned(),
+                peer_ur_ls: vec!["http://10.0.0.2:2380".to_owned()],
+                client_ur_ls: vec!["http://10.0.0.2:2379".to_owned()],
+                is_learner: false,
+            },
+        ]),
+    }
+}
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -39,7 +57,8 @@ fn data_dir_modes_are_checked_at_start() {
     fs::create_dir(&root).unwrap();
     set_mode(&root, 0o775);
     let dir = DataDir::open(&root, None).unwrap();
-    dir.write_identity(IDENTITY).unwrap();
+    dir.write_record(&new_record()).unwrap();
+    dir.count_boot(false).unwrap();
     fs::write(dir.store(), b"data").unwrap();
     fs::write(dir.wal().join("0000000000000001.wal"), b"data").unwrap();
     let wal = dir.wal().to_path_buf();
@@ -48,6 +67,7 @@ fn data_dir_modes_are_checked_at_start() {
     let dirs = [root.clone(), root.join("member"), wal.clone()];
     let files = [
         root.join("lock"),
+        root.join("member/boot"),
         root.join("member/identity.json"),
         root.join("member/store.redb"),
         wal.join("wal.lock"),
@@ -101,7 +121,7 @@ fn a_fresh_file_system_is_an_empty_directory() {
     }
     assert!(DataDir::is_new(&root, Some(&wal)).unwrap());
     let dir = DataDir::open(&root, Some(&wal)).unwrap();
-    assert_eq!(dir.identity().unwrap(), None);
+    assert_eq!(dir.record().unwrap(), None);
     assert_eq!((mode(&root), mode(&wal)), (0o700, 0o700));
 }
 
@@ -109,22 +129,22 @@ fn a_fresh_file_system_is_an_empty_directory() {
 fn the_log_may_lie_in_the_data_directory_itself() {
     let temp = tempfile::tempdir().unwrap();
     let dir = DataDir::open(temp.path(), Some(temp.path())).unwrap();
-    assert_eq!(dir.identity().unwrap(), None);
-    dir.write_identity(IDENTITY).unwrap();
-    assert_eq!(dir.identity().unwrap(), Some(IDENTITY));
+    assert_eq!(dir.record().unwrap(), None);
+    dir.write_record(&new_record()).unwrap();
+    assert_eq!(dir.record().unwrap(), Some(new_record()));
 }
 
 #[test]
 fn identity_is_read_back_and_its_loss_is_noticed() {
     let temp = tempfile::tempdir().unwrap();
     let dir = DataDir::open(temp.path(), None).unwrap();
-    assert_eq!(dir.identity().unwrap(), None);
-    dir.write_identity(IDENTITY).unwrap();
-    assert_eq!(dir.identity().unwrap(), Some(IDENTITY));
+    assert_eq!(dir.record().unwrap(), None);
+    dir.write_record(&new_record()).unwrap();
+    assert_eq!(dir.record().unwrap(), Some(new_record()));
 
     fs::write(dir.store(), b"data").unwrap();
     fs::remove_file(&dir.places.identity).unwrap();
-    assert!(matches!(dir.identity(), Err(Error::IdentityLost { .. })));
+    assert!(matches!(dir.record(), Err(Error::IdentityLost { .. })));
 }
 
 #[test]
@@ -133,12 +153,13 @@ fn a_log_that_is_elsewhere_is_not_founded_again() {
     let (root, wal) = (temp.path().join("data"), temp.path().join("wal"));
     let dir = DataDir::open(&root, Some(&wal)).unwrap();
     fs::write(wal.join("0000000000000001.wal"), b"data").unwrap();
-    let identity = Identity {
+    dir.write_record(&new_record()).unwrap();
+    dir.mark_log_made().unwrap();
+    let marked = Record {
         log_made: true,
-        ..IDENTITY
+        ..new_record()
     };
-    dir.write_identity(identity).unwrap();
-    assert_eq!(dir.identity().unwrap(), Some(identity));
+    assert_eq!(dir.record().unwrap(), Some(marked));
     drop(dir);
 
     let before = picture(temp.path());
@@ -162,14 +183,27 @@ fn a_newer_or_damaged_identity_is_refused() {
         r#"{"format": 9, "ids": {"cluster": 1}}"#,
     ] {
         fs::write(&dir.places.identity, newer).unwrap();
-        let refused = dir.identity().unwrap_err();
+        let refused = dir.record().unwrap_err();
         assert!(matches!(refused, Error::Newer { found: 9, .. }), "{refused}");
         assert!(refused.to_string().contains("newer version"), "{refused}");
     }
     for damaged in ["{", r#"{"format": 1}"#] {
         fs::write(&dir.places.identity, damaged).unwrap();
-        assert!(matches!(dir.identity(), Err(Error::Damaged { .. })));
+        assert!(matches!(dir.record(), Err(Error::Damaged { .. })));
     }
+}
+
+#[test]
+fn the_first_format_told_of_a_founder_alone() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = DataDir::open(temp.path(), None).unwrap();
+    let old = r#"{"format": 1, "cluster_id": "c1", "member_id": "8e9", "incarnation": "7", "log_made": false}"#;
+    fs::write(&dir.places.identity, old).unwrap();
+    let wanted = Record {
+        origin: Origin::Founded(Vec::new()),
+        ..new_record()
+    };
+    assert_eq!(dir.record().unwrap(), Some(wanted));
 }
 
 #[test]

@@ -1,5 +1,6 @@
-use std::cell::Cell;
 use std::ffi::OsString;
+use std::io;
+use std::net::IpAddr;
 
 use super::*;
 use crate::config::load;
@@ -86,14 +87,6 @@ fn settings_that_contradict_each_other_are_refused_in_etcds_words() {
             ],
             "initial cluster b=http://127.0.0.1:29380,default=http://127.0.0.1:29380 has duplicate url",
         ),
-        (
-            vec!["--initial-cluster-state=existing"],
-            "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs",
-        ),
-        (
-            vec!["--initial-cluster=default=http://localhost:2380,b=http://127.0.0.1:1"],
-            "--initial-cluster names 2 members; more than one is not yet supported by Quorate 0.1.0",
-        ),
     ] {
         assert_eq!(found_with(&args).unwrap_err().to_string(), reason);
     }
@@ -121,26 +114,71 @@ fn names_and_addresses_of_one_host_are_the_same() {
     );
 }
 
+const THREE: &str = "--initial-cluster=a=http://10.0.0.1:2380,b=http://10.0.0.2:2380,c=http://10.0.0.3:2380";
+
+/// What real members of etcd compute is in the differential tests; this is one of those runs, kept.
 #[test]
-fn names_are_looked_up_until_they_resolve() {
-    let args = [
-        "--initial-advertise-peer-urls=http://m1:2380",
-        "--initial-cluster=default=http://10.0.0.1:2380",
-    ];
-    let calls = Cell::new(0);
-    let resolve = |host: &str| {
-        calls.set(calls.get() + 1);
-        if calls.get() < 2 {
-            nowhere(host)
-        } else {
-            Ok(vec!["10.0.0.1".parse().unwrap()])
-        }
+fn all_members_compute_the_same_cluster() {
+    let list = "--initial-cluster=c=http://127.0.0.1:31003,b=http://127.0.0.1:31002,a=http://127.0.0.1:31001";
+    let of = |name: &str, port: u16| {
+        let own = format!("--initial-advertise-peer-urls=http://127.0.0.1:{port}");
+        found_with(&[list, &format!("--name={name}"), &own]).unwrap()
     };
-    assert!(found(&config(&args), &resolve, Duration::from_secs(60)).is_ok());
-    assert_eq!(calls.get(), 2);
+    let all = [of("a", 31001), of("b", 31002), of("c", 31003)];
+    assert_eq!(
+        all.each_ref().map(|cluster| format!("{:x}", cluster.member_id)),
+        ["64aee1ecd2cd09aa", "d040b8b9ac19669", "4fa144323b14869d"]
+    );
+    for cluster in &all {
+        assert_eq!(format!("{:x}", cluster.cluster_id), "df589155262f8a10");
+        assert_eq!(cluster.members, all[0].members);
+        assert!(cluster.members.is_sorted_by_key(|member| member.id));
+    }
+    let others = |cluster: &InitialCluster| cluster.other_urls().iter().map(|url| url.port).collect::<Vec<_>>();
+    assert_eq!(
+        all.each_ref().map(others),
+        [[31002, 31003], [31001, 31003], [31001, 31002]]
+    );
 }
 
 #[test]
-fn local_names_resolve() {
-    assert!(system_resolve("localhost").unwrap().iter().all(IpAddr::is_loopback));
+fn a_member_may_have_several_urls_in_any_order() {
+    let advertise = "--initial-advertise-peer-urls=http://10.0.1.1:1,http://10.0.0.1:1";
+    let [one, other] = [
+        "--initial-cluster=a=http://10.0.1.1:1,b=http://10.0.0.2:1,a=http://10.0.0.1:1",
+        "--initial-cluster=a=http://10.0.0.1:1,a=http://10.0.1.1:1,b=http://10.0.0.2:1",
+    ]
+    .map(|list| found_with(&["--name=a", advertise, list]).unwrap());
+    assert_eq!(one, other);
+    let ours = one.members.iter().find(|member| member.name == "a").unwrap();
+    assert_eq!(ours.peer_urls.len(), 2);
+    assert_eq!(
+        ours.id,
+        member_id(["http://10.0.0.1:1", "http://10.0.1.1:1"], "etcd-cluster")
+    );
+}
+
+#[test]
+fn another_token_makes_another_cluster() {
+    let own = "--initial-advertise-peer-urls=http://10.0.0.1:2380";
+    let one = found_with(&["--name=a", own, THREE]).unwrap();
+    let other = found_with(&["--name=a", own, THREE, "--initial-cluster-token=other"]).unwrap();
+    assert_ne!(one.cluster_id, other.cluster_id);
+    assert_ne!(one.member_id, other.member_id);
+}
+
+#[test]
+fn who_joins_must_be_listed_once_and_is_not_asked_what_it_advertises() {
+    let with = |args: &[&str]| join(&config(args));
+    let joining = with(&["--name=c", THREE]).unwrap();
+    assert_eq!(joining.other_urls().len(), 2);
+    assert_eq!(
+        with(&["--name=d", THREE]).unwrap_err().to_string(),
+        r#"couldn't find local name "d" in the initial cluster configuration"#
+    );
+    let twice = "--initial-cluster=a=http://10.0.0.1:1,b=http://10.0.0.1:1";
+    assert_eq!(
+        with(&["--name=a", twice]).unwrap_err().to_string(),
+        "initial cluster a=http://10.0.0.1:1,b=http://10.0.0.1:1 has duplicate url"
+    );
 }
