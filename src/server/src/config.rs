@@ -32,6 +32,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use quorate_runtime::telemetry::{self, Level, Record};
+use quorate_runtime::tls::TlsVersion;
 
 pub use exit::Exit;
 pub use url::{Scheme, Url};
@@ -68,8 +69,18 @@ pub struct Config {
     /// `--initial-cluster-token`
     pub initial_cluster_token: String,
 
-    /// `--cert-file`, `--key-file`, `--trusted-ca-file`, `--client-cert-auth`
+    /// `--cert-file`, `--key-file` and what belongs to them
     pub client_tls: TlsFiles,
+    /// `--peer-cert-file`, `--peer-key-file` and what belongs to them
+    pub peer_tls: TlsFiles,
+    /// `--tls-min-version`
+    pub tls_min_version: TlsVersion,
+    /// `--tls-max-version`; none: the highest there is
+    pub tls_max_version: Option<TlsVersion>,
+    /// `--cipher-suites`; none: those of TLS 1.2 that are safe
+    pub cipher_suites: Vec<String>,
+    /// `--self-signed-cert-validity`
+    pub self_signed_cert_validity_years: u64,
 
     /// `--cors`: origins; none: any
     pub cors: Option<Vec<String>>,
@@ -136,19 +147,37 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// Where the TLS material for client connections lies. Names of files only, never their content.
+/// Where the TLS material for connections of clients, or of peers, lies, and who is let in by it. Names of files only,
+/// never their content. What peers alone have is empty for clients.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
+    /// Shown when we connect, instead of the above. Peers only.
+    pub client_cert_file: Option<PathBuf>,
+    pub client_key_file: Option<PathBuf>,
     pub trusted_ca_file: Option<PathBuf>,
     pub client_cert_auth: bool,
+    pub crl_file: Option<PathBuf>,
+    /// Empty: all common names are allowed. Peers only.
+    pub allowed_cns: Vec<String>,
+    /// Empty: all host names are allowed.
+    pub allowed_hostnames: Vec<String>,
+    /// Whether a certificate is good from addresses that it does not name. Peers only.
+    pub skip_client_san_verification: bool,
+    /// Whether to make a certificate if none is given.
+    pub auto_tls: bool,
 }
 
 impl TlsFiles {
     /// There is nothing to serve TLS with.
     pub fn is_empty(&self) -> bool {
         self.cert_file.is_none() && self.key_file.is_none()
+    }
+
+    /// The certificate is one of our own making.
+    pub fn is_self_made(&self) -> bool {
+        self.auto_tls && self.is_empty()
     }
 }
 

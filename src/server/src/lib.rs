@@ -7,6 +7,7 @@
 //! * [`api`] — the services;
 //! * [`rpc`], [`listen`], [`http`] — gRPC, sockets and the HTTP endpoints;
 //! * [`peer`] — other members: how they are reached;
+//! * [`tls`] — what listeners and the dialler secure connections with;
 //! * [`metrics`], [`state`] — what the node says about itself.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -23,5 +24,6 @@ pub mod peer;
 pub mod rpc;
 pub mod run;
 pub mod state;
+pub mod tls;
 
 pub use run::main;

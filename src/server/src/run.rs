@@ -23,7 +23,7 @@ use crate::bootstrap::data_dir::DataDir;
 use crate::bootstrap::peers::http::HttpPeers;
 use crate::bootstrap::{self, Prepared};
 use crate::budget::Budget;
-use crate::config::{self, Config, Exit, Loaded, MetricsLevel, QUORATE_VERSION, Url};
+use crate::config::{self, Config, Exit, Loaded, MetricsLevel};
 use crate::http::{NodeState, Ops};
 use crate::listen::{Gate, ListenLimits, Server};
 use crate::member::{Limits, Member};
@@ -31,6 +31,7 @@ use crate::metrics::{self, counts::Counts};
 use crate::peer::dial::Dialer;
 use crate::rpc::{self, Rpc};
 use crate::state::{Roster, State};
+use crate::tls;
 use anyhow::{Context, anyhow};
 use ports::Ports;
 use quorate_api::proto::etcdserverpb as pb;
@@ -38,7 +39,6 @@ use quorate_api::proto::quorate::{ClusterInit, MemberPublish};
 use quorate_raft::Node;
 use quorate_runtime::metrics::Registry;
 use quorate_runtime::telemetry::{FLUSH_PATIENCE, Level, Record, Telemetry};
-use quorate_runtime::tls::{ServerTls, ServerTlsOptions};
 use quorate_store::command::Command;
 use quorate_store::event::EventBatch;
 use quorate_store::watch::Hub;
@@ -162,7 +162,10 @@ fn start(
     telemetry.record(&config.start_record(DataDir::is_initialized(&config.data_dir)));
     let _in_runtime = runtime.enter();
     check_descriptors(descriptor_limit())?;
-    let tls = load_tls(config)?;
+    let tls = tls::client_listeners(config)?;
+    let peer_tls = tls::peer_listeners(config)?;
+    // Nobody is dialled yet; bad files are refused now and not when somebody is.
+    let _dialer = Dialer::new(config)?;
     // Checked and bound first, so that a taken port or a bad certificate leaves no trace on disk.
     let bound = ports::bind_tcp(config)?;
     let (died_tx, mut died) = mpsc::unbounded_channel();
@@ -198,6 +201,7 @@ fn start(
         http: ports::client_http(config, ops.clone(), message_bytes_max(config)),
         ops,
         tls,
+        peer_tls,
         gate,
     };
     ports.serve(bound);
@@ -435,28 +439,6 @@ async fn introduce(member: &Arc<Member>, config: &Config, founders: Vec<pb::Memb
     }
     info!("member-id" = %member.id, "cluster-id" = %member.cluster, name = config.name, "published local member to cluster");
     Ok(())
-}
-
-fn load_tls(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>> {
-    let files = &config.client_tls;
-    let (Some(cert_file), Some(key_file)) = (files.cert_file.clone(), files.key_file.clone()) else {
-        return Ok(None);
-    };
-    let urls = config.listen_client_urls.iter().chain(&config.listen_metrics_urls);
-    if !urls.into_iter().any(Url::is_tls) {
-        warn!("certificates are given and no URL to listen on is https: they are not used");
-        return Ok(None);
-    }
-    let options = ServerTlsOptions {
-        cert_file,
-        key_file,
-        trusted_ca_file: files.trusted_ca_file.clone(),
-        client_cert_auth: files.client_cert_auth,
-        ..Default::default()
-    };
-    Ok(Some(Arc::new(
-        ServerTls::load(options).context("load TLS certificates")?,
-    )))
 }
 
 fn limits(config: &Config) -> Limits {

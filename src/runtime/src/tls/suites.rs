@@ -105,6 +105,11 @@ pub(super) fn provider(names: &[String]) -> Result<CryptoProvider, UnknownSuite>
     Ok(provider)
 }
 
+/// Whether the names can be had, to say so before anything is opened.
+pub fn check(names: &[String]) -> Result<(), UnknownSuite> {
+    provider(names).map(drop)
+}
+
 fn is_tls13_name(name: &str) -> bool {
     aws_lc_rs::ALL_CIPHER_SUITES
         .iter()

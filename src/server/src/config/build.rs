@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use quorate_runtime::telemetry::{self, Format, Level, Output, Record};
+use quorate_runtime::tls::TlsVersion;
 
 use super::settings::{Origin, Settings};
 use super::table::{TABLE, find};
@@ -34,6 +35,9 @@ pub(super) fn config(settings: &Settings, mode: Mode, notices: &mut Vec<Record>)
     }
     notices.append(&mut settings.deprecations());
 
+    // Reported after everything else that may be wrong, as in etcd.
+    let versions = tls_versions(settings);
+    let (tls_min_version, tls_max_version) = versions.clone().unwrap_or_default();
     let config = Config {
         name: settings.text("name"),
         data_dir: data_dir(settings, notices),
@@ -46,11 +50,15 @@ pub(super) fn config(settings: &Settings, mode: Mode, notices: &mut Vec<Record>)
         initial_cluster: initial_cluster(settings),
         initial_cluster_state: cluster_state(settings)?,
         initial_cluster_token: settings.text("initial-cluster-token"),
-        client_tls: TlsFiles {
-            cert_file: path(settings, "cert-file"),
-            key_file: path(settings, "key-file"),
-            trusted_ca_file: path(settings, "trusted-ca-file"),
-            client_cert_auth: settings.bool("client-cert-auth"),
+        client_tls: client_tls(settings),
+        peer_tls: peer_tls(settings),
+        tls_min_version,
+        tls_max_version,
+        cipher_suites: given_list(settings, "cipher-suites"),
+        self_signed_cert_validity_years: match (settings.uint("self-signed-cert-validity"), mode) {
+            // by flag it is an error once a certificate is to be made
+            (0, Mode::File) => 1,
+            (years, _) => years,
         },
         cors: only(&settings.text("cors")),
         host_whitelist: only(&settings.text("host-whitelist")),
@@ -83,6 +91,9 @@ pub(super) fn config(settings: &Settings, mode: Mode, notices: &mut Vec<Record>)
     };
     let logged = |exit: Exit| exit.logged_with(&config.log);
     validate::check(&config, mode).map_err(logged)?;
+    if let Err(reason) = versions {
+        return Err(logged(Exit::refused(reason)));
+    }
     validate::check_listeners(&config, notices).map_err(logged)?;
     if config.name == DEFAULT_NAME {
         let text = "it isn't recommended to use default name, please set a value for --name. Note that etcd might run \
@@ -90,6 +101,61 @@ pub(super) fn config(settings: &Settings, mode: Mode, notices: &mut Vec<Record>)
         notices.push(Record::new(Level::Warn, text).field("name", DEFAULT_NAME));
     }
     Ok(config)
+}
+
+fn client_tls(settings: &Settings) -> TlsFiles {
+    TlsFiles {
+        cert_file: path(settings, "cert-file"),
+        key_file: path(settings, "key-file"),
+        trusted_ca_file: path(settings, "trusted-ca-file"),
+        client_cert_auth: settings.bool("client-cert-auth"),
+        crl_file: path(settings, "client-crl-file"),
+        allowed_hostnames: given_list(settings, "client-cert-allowed-hostname"),
+        auto_tls: settings.bool("auto-tls"),
+        ..TlsFiles::default()
+    }
+}
+
+fn peer_tls(settings: &Settings) -> TlsFiles {
+    TlsFiles {
+        cert_file: path(settings, "peer-cert-file"),
+        key_file: path(settings, "peer-key-file"),
+        client_cert_file: path(settings, "peer-client-cert-file"),
+        client_key_file: path(settings, "peer-client-key-file"),
+        trusted_ca_file: path(settings, "peer-trusted-ca-file"),
+        client_cert_auth: settings.bool("peer-client-cert-auth"),
+        crl_file: path(settings, "peer-crl-file"),
+        allowed_cns: given_list(settings, "peer-cert-allowed-cn"),
+        allowed_hostnames: given_list(settings, "peer-cert-allowed-hostname"),
+        skip_client_san_verification: settings.bool("peer-skip-client-san-verification"),
+        auto_tls: settings.bool("peer-auto-tls"),
+    }
+}
+
+/// An empty text names no version, which leaves the choice to us.
+fn tls_versions(settings: &Settings) -> Result<(TlsVersion, Option<TlsVersion>), String> {
+    let parse = |name| match settings.text(name).as_str() {
+        "" => Ok(None),
+        text => text.parse::<TlsVersion>().map(Some).map_err(|error| error.to_string()),
+    };
+    let (min, max) = (parse("tls-min-version")?.unwrap_or_default(), parse("tls-max-version")?);
+    if max.is_some_and(|max| min > max) {
+        let (min, max) = (settings.text("tls-min-version"), settings.text("tls-max-version"));
+        return Err(format!("min version ({min}) is greater than max version ({max})"));
+    }
+    if min == TlsVersion::Tls13 && !given_list(settings, "cipher-suites").is_empty() {
+        return Err("cipher suites cannot be configured when only TLS1.3 is enabled".to_owned());
+    }
+    Ok((min, max))
+}
+
+/// Empty if it is not given. One that is given as nothing holds an empty item, which is a mistake for some and a choice
+/// for others.
+fn given_list(settings: &Settings, name: &str) -> Vec<String> {
+    match settings.is_given(name) {
+        true => settings.list(name),
+        false => Vec::new(),
+    }
 }
 
 /// An empty path is none.

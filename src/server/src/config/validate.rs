@@ -1,11 +1,13 @@
 //! Settings that parse and still can't be. Order and texts are etcd's: the first thing wrong is the one reported.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use quorate_runtime::telemetry::{Level, Record};
+use quorate_runtime::tls::suites;
 
 use super::build::Mode;
-use super::{Config, Exit, Url};
+use super::{Config, Exit, Scheme, TlsFiles, Url};
 
 const ELECTION_TIMEOUT_MAX: Duration = Duration::from_millis(50_000);
 
@@ -84,16 +86,62 @@ fn check_ticks(heartbeat: Duration, election: Duration) -> Result<(), Exit> {
 
 /// What etcd finds out when it opens its listeners; we find out before there is a data folder.
 pub(super) fn check_listeners(config: &Config, notices: &mut Vec<Record>) -> Result<(), Exit> {
-    let Config { client_tls, .. } = config;
-    if let Some(url) = config.listen_peer_urls.iter().find(|url| url.is_tls()) {
-        let at = url.authority();
+    if let Err(error) = suites::check(&config.cipher_suites) {
+        return Err(Exit::discovery_failed(error));
+    }
+    check_peer_listeners(config, notices)?;
+    check_client_listeners(config, notices)
+}
+
+fn check_peer_listeners(config: &Config, notices: &mut Vec<Record>) -> Result<(), Exit> {
+    let Config { peer_tls: tls, .. } = config;
+    check_auto_tls("peer", tls, config, notices)?;
+    let no_certificate = tls.is_empty() && !tls.auto_tls;
+    for url in &config.listen_peer_urls {
+        if url.is_tls() && no_certificate {
+            let at = url.authority();
+            return Err(Exit::discovery_failed(format_args!(
+                "cannot listen on TLS for {at}: KeyFile and CertFile are not presented"
+            )));
+        }
+        if url.scheme != Scheme::Http {
+            continue;
+        }
+        let ignored = [
+            (
+                !no_certificate,
+                "scheme is HTTP while key and cert files are present; ignoring key and cert files",
+            ),
+            (
+                tls.client_cert_auth && !tls.is_self_made(),
+                "scheme is HTTP while --peer-client-cert-auth is enabled; ignoring client cert auth for this URL",
+            ),
+        ];
+        for (_, text) in ignored.iter().filter(|(applies, _)| *applies) {
+            notices.push(Record::new(Level::Warn, *text).field("peer-url", url.to_string()));
+        }
+    }
+    // Whatever the URLs: it is also what we connect to other members with.
+    if tls.is_empty() {
+        return Ok(());
+    }
+    check_pairs(tls)?;
+    if !tls.allowed_cns.is_empty() && !tls.allowed_hostnames.is_empty() {
+        let (cns, hostnames) = (quoted(&tls.allowed_cns), quoted(&tls.allowed_hostnames));
         return Err(Exit::discovery_failed(format_args!(
-            "cannot listen on TLS for {at}: KeyFile and CertFile are not presented"
+            "AllowedCNs and AllowedHostnames are mutually exclusive (cns={cns}, hostnames={hostnames})"
         )));
     }
+    Ok(())
+}
+
+fn check_client_listeners(config: &Config, notices: &mut Vec<Record>) -> Result<(), Exit> {
+    let Config { client_tls: tls, .. } = config;
+    check_auto_tls("client", tls, config, notices)?;
+    let no_certificate = tls.is_empty() && !tls.auto_tls;
     for url in &config.listen_client_urls {
         if url.is_tls() {
-            if client_tls.is_empty() {
+            if no_certificate {
                 return Err(Exit::discovery_failed(format_args!(
                     "TLS key/cert (--cert-file, --key-file) must be provided for client url {url} with HTTPS scheme"
                 )));
@@ -102,11 +150,11 @@ pub(super) fn check_listeners(config: &Config, notices: &mut Vec<Record>) -> Res
         }
         let ignored = [
             (
-                !client_tls.is_empty(),
+                !no_certificate,
                 "scheme is http or unix while key and cert files are present; ignoring key and cert files",
             ),
             (
-                client_tls.client_cert_auth,
+                tls.client_cert_auth && !tls.is_self_made(),
                 "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL",
             ),
         ];
@@ -114,24 +162,79 @@ pub(super) fn check_listeners(config: &Config, notices: &mut Vec<Record>) -> Res
             notices.push(Record::new(Level::Warn, *text).field("client-url", url.to_string()));
         }
     }
-    if client_tls.is_empty() && config.listen_metrics_urls.iter().any(Url::is_tls) {
+    if no_certificate && config.listen_metrics_urls.iter().any(Url::is_tls) {
         let text = "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url";
         return Err(Exit::discovery_failed(text));
     }
-    if client_tls.cert_file.is_some() != client_tls.key_file.is_some() {
-        let shown = |file: &Option<std::path::PathBuf>| {
-            file.as_ref().map(|file| file.display().to_string()).unwrap_or_default()
-        };
-        let (key, cert) = (shown(&client_tls.key_file), shown(&client_tls.cert_file));
-        let serves_tls = config
-            .listen_client_urls
-            .iter()
-            .chain(&config.listen_metrics_urls)
-            .any(Url::is_tls);
-        if serves_tls {
-            let text = format!("KeyFile and CertFile must both be present[key: {key}, cert: {cert}]");
-            return Err(Exit::discovery_failed(text));
-        }
+    let mut urls = config.listen_client_urls.iter().chain(&config.listen_metrics_urls);
+    if !tls.is_empty() && urls.any(Url::is_tls) {
+        check_pairs(tls)?;
     }
     Ok(())
+}
+
+/// A certificate without its key is none.
+fn check_pairs(tls: &TlsFiles) -> Result<(), Exit> {
+    let shown = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
+    if tls.cert_file.is_some() != tls.key_file.is_some() {
+        let (key, cert) = (shown(&tls.key_file), shown(&tls.cert_file));
+        return Err(Exit::discovery_failed(format_args!(
+            "KeyFile and CertFile must both be present[key: {key}, cert: {cert}]"
+        )));
+    }
+    if tls.client_cert_file.is_some() != tls.client_key_file.is_some() {
+        let (key, cert) = (shown(&tls.client_key_file), shown(&tls.client_cert_file));
+        return Err(Exit::discovery_failed(format_args!(
+            "ClientKeyFile and ClientCertFile must both be present or both absent: key: {key}, cert: {cert}]"
+        )));
+    }
+    Ok(())
+}
+
+/// `whose`: client or peer, as the log has it.
+fn check_auto_tls(whose: &'static str, tls: &TlsFiles, config: &Config, notices: &mut Vec<Record>) -> Result<(), Exit> {
+    if !tls.auto_tls {
+        return Ok(());
+    }
+    if !tls.is_empty() {
+        let text = format!("ignoring {whose} auto TLS since certs given");
+        notices.push(Record::new(Level::Warn, text));
+        return Ok(());
+    }
+    if config.self_signed_cert_validity_years == 0 {
+        let record = Record::new(Level::Fatal, format!("failed to get {whose} self-signed certs"));
+        let error = "selfSignedCertValidity is invalid,it should be greater than 0";
+        return Err(Exit::fatal(record.field("error", error)));
+    }
+    let TlsFiles {
+        cert_file: _,
+        key_file: _,
+        client_cert_file,
+        client_key_file,
+        trusted_ca_file,
+        client_cert_auth,
+        crl_file,
+        allowed_cns,
+        allowed_hostnames,
+        skip_client_san_verification: _,
+        auto_tls: _,
+    } = tls;
+    let rules_given = *client_cert_auth
+        || !allowed_cns.is_empty()
+        || !allowed_hostnames.is_empty()
+        || [client_cert_file, client_key_file, trusted_ca_file, crl_file]
+            .iter()
+            .any(|file| file.is_some());
+    if rules_given {
+        let text = "with a certificate of its own making, a member neither asks for certificates nor verifies them; \
+                    settings about that have no effect";
+        notices.push(Record::new(Level::Warn, text).field("of", whose));
+    }
+    Ok(())
+}
+
+/// A list as Go's `%q` shows it.
+fn quoted(items: &[String]) -> String {
+    let items: Vec<_> = items.iter().map(|item| format!("{item:?}")).collect();
+    format!("[{}]", items.join(" "))
 }

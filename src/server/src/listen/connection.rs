@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use quorate_runtime::tls::{CertificateIdentity, ServerTls};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use quorate_runtime::tls::{AddressError, CertificateIdentity, ServerTls, explain};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -23,6 +23,9 @@ use crate::{http, rpc};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The first byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
+/// How long, and for how much that it still sends, somebody who is turned away gets to hear why.
+const PARTING: Duration = Duration::from_millis(500);
+const PARTING_BYTES_MAX: usize = 64 * 1024;
 
 /// Why a connection was not served.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +34,7 @@ enum Rejected {
     Silent,
     #[error("{0} did not arrive in time")]
     Late(&'static str),
-    #[error("first record does not look like a TLS handshake")]
+    #[error("tls: first record does not look like a TLS handshake")]
     NotTls,
     #[error("TLS is not served here")]
     NoTls,
@@ -39,11 +42,13 @@ enum Rejected {
     Protocol(&'static str),
     #[error("client certificate has expired")]
     Expired,
-    #[error("tls: {source}")]
+    #[error("{}", explain(source))]
     Handshake {
         source: io::Error,
         server_name: Option<String>,
     },
+    #[error(transparent)]
+    Address(AddressError),
     #[error("read: {0}")]
     Read(#[source] io::Error),
 }
@@ -151,17 +156,22 @@ async fn open<A: Api>(
             let (mut io, offered_h2, peer) = within(
                 limits.handshake_deadline,
                 "the TLS handshake",
-                handshake(tls, socket, listener.service.traffic()),
+                handshake(tls, socket, listener.service.traffic(), address),
             )
             .await?;
-            let protocol = if offered_h2 { Protocol::Http2 } else { Protocol::Http1 };
-            let head = within(
+            // Without ALPN it is HTTP/1.1. Other members know what they connect to, and show by their first bytes
+            // what they want of it.
+            let known = match (offered_h2, listener.service.audience) {
+                (true, _) => Some(Protocol::Http2),
+                (false, Audience::Peer) => None,
+                (false, _) => Some(Protocol::Http1),
+            };
+            let (head, protocol) = within(
                 limits.header_deadline,
                 "the request's head",
-                sniff(&mut io, Bytes::new(), Some(protocol)),
+                sniff(&mut io, Bytes::new(), known),
             )
-            .await?
-            .0;
+            .await?;
             Ok(Opened::Tls(Box::new(Rewind::new(head, io)), protocol, peer))
         }
         Some(_) if !listener.plaintext => Err(Rejected::NotTls),
@@ -236,6 +246,7 @@ async fn handshake(
     tls: &Arc<ServerTls>,
     socket: Rewind<Socket>,
     traffic: Traffic,
+    address: Option<SocketAddr>,
 ) -> Result<(TlsStream<Rewind<Socket>>, bool, TlsPeer), Rejected> {
     if tls.is_due() {
         let tls = Arc::clone(tls);
@@ -260,10 +271,13 @@ async fn handshake(
     // Ports without gRPC speak HTTP/1.1 only; clients that offer both fall back to it.
     let use_h2 = offers_h2 && traffic != Traffic::Http;
     let config = if use_h2 { &generation.h2 } else { &generation.plain };
-    let io = hello
-        .into_stream(Arc::clone(config))
-        .await
-        .map_err(failed(Some(server_name)))?;
+    let io = match hello.into_stream(Arc::clone(config)).into_fallible().await {
+        Ok(io) => io,
+        Err((source, socket)) => {
+            part(socket).await;
+            return Err(failed(Some(server_name))(source));
+        }
+    };
     let peer = match io.get_ref().1.peer_certificates().and_then(|chain| chain.first()) {
         None => TlsPeer::default(),
         Some(certificate) => {
@@ -275,6 +289,10 @@ async fn handshake(
             {
                 return Err(Rejected::Expired);
             }
+            if let Some(address) = address {
+                let checked = tls.check_address(certificate, address.ip()).await;
+                checked.map_err(Rejected::Address)?;
+            }
             TlsPeer {
                 has_certificate: true,
                 common_name: identity.and_then(|identity| identity.common_name),
@@ -282,6 +300,25 @@ async fn handshake(
         }
     };
     Ok((io, use_h2, peer))
+}
+
+/// Closes so that the other side hears why it is turned away: closing with bytes unread resets the connection, and what
+/// was sent last is lost.
+async fn part(mut socket: impl AsyncRead + AsyncWrite + Unpin) {
+    let drain = async {
+        socket.shutdown().await?;
+        let mut left = PARTING_BYTES_MAX;
+        let mut buffer = [0; 1024];
+        while left > 0 {
+            match socket.read(&mut buffer).await? {
+                0 => break,
+                n => left = left.saturating_sub(n),
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    // There is nothing to be done about one that does not go.
+    let _ = timeout(PARTING, drain).await;
 }
 
 async fn dispatch<A, S>(

@@ -18,6 +18,7 @@ use http::Request as HttpRequest;
 use parking_lot::Mutex;
 use quorate_api::proto::quorate::peer::{self as pb, Ping};
 use quorate_raft::peer::{Answer, PeerError, Reason, Request};
+use quorate_runtime::tls::Alpn;
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -169,7 +170,7 @@ impl Lane {
             *turn += 1;
             urls.get(*turn % urls.len().max(1)).cloned().ok_or(Ended::NoUrl)?
         };
-        let io = self.dialer.dial(&url).await?;
+        let io = self.dialer.dial_for(&url, Alpn::H2).await?;
         let welcomed = async {
             let mut session = Session::open(io, self.to, self.patience).await?;
             session.say(Request::Hello(self.identity.hello(self.to)));

@@ -9,6 +9,7 @@ use quorate_api::proto::quorate::peer::{self as pb, snapshot_answer, snapshot_pa
 use quorate_raft::peer::{PeerError, Snapshot, message};
 use quorate_raft::state_machine::SnapshotData;
 use quorate_raft::types::Vote;
+use quorate_runtime::tls::Alpn;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::info;
@@ -43,7 +44,7 @@ impl Sending {
             .ok_or_else(|| unreachable("no peer URL is known".to_owned()))?;
         let io = self
             .dialer
-            .dial(url)
+            .dial_for(url, Alpn::H2)
             .await
             .map_err(|error| unreachable(error.to_string()))?;
         let lost = |_| PeerError::Lost { to };

@@ -44,6 +44,7 @@ pub(super) struct Ports {
     pub ops: Ops,
     pub rpc: Arc<Rpc<Services>>,
     pub tls: Option<Arc<ServerTls>>,
+    pub peer_tls: Option<Arc<ServerTls>>,
     /// Client ports are silent until it opens.
     pub gate: Gate,
     pub http: HttpService,
@@ -55,11 +56,9 @@ impl Ports {
     pub(super) fn serve(&self, bound: Bound) {
         let Bound { peers, clients, probes } = bound;
         for binding in peers {
-            // Peers' certificates are not supported yet, and https URLs for them are refused.
-            self.server.serve(
-                binding,
-                Service::peer(self.peers.clone(), HttpService::peer(self.ops.clone()), None),
-            );
+            let http = HttpService::peer(self.ops.clone());
+            let service = Service::peer(self.peers.clone(), http, self.peer_tls.clone());
+            self.server.serve(binding, service);
         }
         for binding in probes {
             let http = HttpService::metrics(self.ops.clone());

@@ -9,8 +9,11 @@ fn a_file_replaces_everything_else() {
     let path = file.path().to_str().unwrap();
     // a conflict, an unknown variable, a bad value, a refused flag: all ignored
     let env = [("ETCD_NAME", "x"), ("ETCD_FOO", "x"), ("ETCD_HEARTBEAT_INTERVAL", "x")];
-    let Loaded { config, notices } =
-        load_with(&["--config-file", path, "--name=y", "--auto-tls", "--data-dir=d"], &env).unwrap();
+    let Loaded { config, notices } = load_with(
+        &["--config-file", path, "--name=y", "--enable-pprof", "--data-dir=d"],
+        &env,
+    )
+    .unwrap();
     assert_eq!((config.name.as_str(), config.data_dir), ("m1", "m1.etcd".into()));
     let loaded = "loaded server configuration, other configuration command line flags and environment variables will be ignored if provided";
     assert_eq!(
@@ -198,4 +201,61 @@ fn bad_files_are_refused() {
         assert_refused(&from_file(text).unwrap_err(), "failed to verify flags", reason);
     }
     assert_eq!(from_file("log-level: loud").unwrap_err().code, 2);
+}
+
+#[test]
+fn a_file_has_tls_in_two_blocks() {
+    let text = "
+client-transport-security:
+  cert-file: c
+  key-file: k
+  trusted-ca-file: a
+  client-cert-auth: true
+  allowed-hostname: [x, y]
+peer-transport-security:
+  cert-file: pc
+  key-file: pk
+  client-cert-file: pcc
+  client-key-file: pck
+  trusted-ca-file: pa
+  client-cert-auth: true
+  allowed-cn: [m1, m2]
+  skip-client-san-verification: true
+  auto-tls: true
+# cannot be given in a file
+client-crl-file: r
+peer-crl-file: r
+self-signed-cert-validity: 0
+cipher-suites: [TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256]
+tls-min-version: TLS1.2
+tls-max-version: TLS1.3
+";
+    let config = from_file(text).unwrap().config;
+    let client = TlsFiles {
+        cert_file: Some("c".into()),
+        key_file: Some("k".into()),
+        trusted_ca_file: Some("a".into()),
+        client_cert_auth: true,
+        allowed_hostnames: vec!["x".into(), "y".into()],
+        ..TlsFiles::default()
+    };
+    let peer = TlsFiles {
+        cert_file: Some("pc".into()),
+        key_file: Some("pk".into()),
+        client_cert_file: Some("pcc".into()),
+        client_key_file: Some("pck".into()),
+        trusted_ca_file: Some("pa".into()),
+        client_cert_auth: true,
+        allowed_cns: vec!["m1".into(), "m2".into()],
+        skip_client_san_verification: true,
+        auto_tls: true,
+        ..TlsFiles::default()
+    };
+    assert_eq!((config.client_tls, config.peer_tls), (client, peer));
+    assert_eq!(config.self_signed_cert_validity_years, 1);
+    assert_eq!(config.cipher_suites, ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]);
+    assert_eq!(
+        (config.tls_min_version, config.tls_max_version),
+        (TlsVersion::Tls12, Some(TlsVersion::Tls13))
+    );
 }

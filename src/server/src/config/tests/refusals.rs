@@ -104,6 +104,25 @@ fn validation_speaks_etcds_words() {
             vec!["--election-timeout=60000"],
             "--election-timeout[60000ms] is too long, and should be set less than 50000ms",
         ),
+        (
+            vec!["--tls-min-version=TLS1.1"],
+            r#"unexpected TLS version "TLS1.1" (must be one of: TLS1.2, TLS1.3)"#,
+        ),
+        (
+            vec!["--tls-max-version=x"],
+            r#"unexpected TLS version "x" (must be one of: TLS1.2, TLS1.3)"#,
+        ),
+        (
+            vec!["--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2"],
+            "min version (TLS1.3) is greater than max version (TLS1.2)",
+        ),
+        (
+            vec![
+                "--tls-min-version=TLS1.3",
+                "--cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+            ],
+            "cipher suites cannot be configured when only TLS1.3 is enabled",
+        ),
         // the order: logging, binding, advertising, ticks, advertising at all
         (
             vec!["--logger=foo", "--listen-peer-urls=http://foo:1"],
@@ -119,6 +138,10 @@ fn validation_speaks_etcds_words() {
         ),
         (
             vec!["--heartbeat-interval=0", listen],
+            "--heartbeat-interval must be >0 (set to 0ms)",
+        ),
+        (
+            vec!["--tls-min-version=x", "--heartbeat-interval=0"],
             "--heartbeat-interval must be >0 (set to 0ms)",
         ),
     ] {
@@ -181,12 +204,107 @@ fn tls_listeners_need_their_files() {
         assert_eq!(exit.records.last().unwrap().level, Level::Fatal);
     }
     config(&[client, advertised, metrics, "--cert-file=c", "--key-file=k"]);
+    config(&[
+        client,
+        advertised,
+        metrics,
+        "--auto-tls",
+        "--listen-peer-urls=https://127.0.0.1:2380",
+        "--peer-auto-tls",
+    ]);
     let Loaded { notices, .. } = load_with(&["--cert-file=c", "--key-file=k", "--client-cert-auth"], &[]).unwrap();
     let ignored: Vec<_> = notices
         .iter()
         .filter(|notice| notice.get("client-url").is_some())
         .collect();
     assert_eq!(ignored.len(), 2);
+}
+
+#[test]
+fn peers_tls_is_checked_as_a_whole() {
+    let peer = "--listen-peer-urls=https://127.0.0.1:2380";
+    let (cert, key) = ("--peer-cert-file=c", "--peer-key-file=k");
+    for (args, reason) in [
+        (
+            vec![peer, "--peer-trusted-ca-file=a", "--peer-client-cert-auth"],
+            "cannot listen on TLS for 127.0.0.1:2380: KeyFile and CertFile are not presented",
+        ),
+        (
+            vec![peer, cert],
+            "KeyFile and CertFile must both be present[key: , cert: c]",
+        ),
+        (
+            vec![peer, key],
+            "KeyFile and CertFile must both be present[key: k, cert: ]",
+        ),
+        // it is what we connect with, too, wherever we listen
+        (vec![cert], "KeyFile and CertFile must both be present[key: , cert: c]"),
+        (
+            vec![cert, key, "--peer-client-cert-file=x"],
+            "ClientKeyFile and ClientCertFile must both be present or both absent: key: , cert: x]",
+        ),
+        (
+            vec![cert, key, "--peer-client-key-file=x"],
+            "ClientKeyFile and ClientCertFile must both be present or both absent: key: x, cert: ]",
+        ),
+        (
+            vec![
+                peer,
+                cert,
+                key,
+                "--peer-cert-allowed-cn=a,b",
+                "--peer-cert-allowed-hostname=h",
+            ],
+            r#"AllowedCNs and AllowedHostnames are mutually exclusive (cns=["a" "b"], hostnames=["h"])"#,
+        ),
+    ] {
+        assert_refused(&refused(&args), "discovery failed", reason);
+    }
+    let suites = exit_error(&["--cipher-suites=TLS_NOPE"]);
+    assert!(
+        suites.starts_with(r#"unexpected TLS cipher suite "TLS_NOPE""#),
+        "{suites}"
+    );
+    for (flag, whose) in [("--auto-tls", "client"), ("--peer-auto-tls", "peer")] {
+        let exit = refused(&[flag, "--self-signed-cert-validity=0"]);
+        let message = format!("failed to get {whose} self-signed certs");
+        assert_refused(
+            &exit,
+            &message,
+            "selfSignedCertValidity is invalid,it should be greater than 0",
+        );
+        assert_eq!(exit.records.last().unwrap().level, Level::Fatal);
+    }
+    config(&["--self-signed-cert-validity=0"]);
+}
+
+#[test]
+fn what_has_no_effect_on_peers_tls_is_said() {
+    let about = |args: &[&str], text: &str| {
+        let Loaded { notices, .. } = load_with(args, &[]).unwrap();
+        notices.iter().filter(|notice| notice.msg.contains(text)).count()
+    };
+    let pair = ["--peer-cert-file=c", "--peer-key-file=k", "--peer-client-cert-auth"];
+    assert_eq!(about(&pair, "scheme is HTTP while"), 2);
+    assert_eq!(
+        about(
+            &[pair[0], pair[1], "--listen-peer-urls=unix://s"],
+            "scheme is HTTP while"
+        ),
+        0
+    );
+    assert_eq!(
+        about(
+            &[pair[0], pair[1], "--peer-auto-tls"],
+            "ignoring peer auto TLS since certs given"
+        ),
+        1
+    );
+    assert_eq!(
+        about(&["--peer-auto-tls", pair[2]], "settings about that have no effect"),
+        1
+    );
+    assert_eq!(about(&["--peer-auto-tls"], "settings about that have no effect"), 0);
 }
 
 /// At whatever level is logged: a process that ends without a word can't be helped.

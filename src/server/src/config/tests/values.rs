@@ -20,6 +20,11 @@ fn defaults_are_etcds() {
         initial_cluster_state: ClusterState::New,
         initial_cluster_token: "etcd-cluster".into(),
         client_tls: TlsFiles::default(),
+        peer_tls: TlsFiles::default(),
+        tls_min_version: TlsVersion::Tls12,
+        tls_max_version: None,
+        cipher_suites: vec![],
+        self_signed_cert_validity_years: 1,
         cors: None,
         host_whitelist: None,
         quota_backend: Some(ByteSize(2_147_483_648)),
@@ -77,6 +82,42 @@ fn every_supported_flag_takes_effect() {
             c.client_tls.trusted_ca_file == Some("a".into()) && c.client_tls.is_empty()
         }),
         ("--client-cert-auth", |c| c.client_tls.client_cert_auth),
+        ("--client-crl-file=r", |c| c.client_tls.crl_file == Some("r".into())),
+        ("--client-cert-allowed-hostname=a,b", |c| {
+            c.client_tls.allowed_hostnames == ["a", "b"] && c.client_tls.allowed_cns.is_empty()
+        }),
+        ("--auto-tls", |c| c.client_tls.is_self_made() && !c.peer_tls.auto_tls),
+        ("--peer-client-cert-file=c", |c| {
+            c.peer_tls.client_cert_file == Some("c".into()) && c.peer_tls.is_empty()
+        }),
+        ("--peer-client-key-file=k", |c| {
+            c.peer_tls.client_key_file == Some("k".into())
+        }),
+        ("--peer-trusted-ca-file=a", |c| {
+            c.peer_tls.trusted_ca_file == Some("a".into())
+        }),
+        ("--peer-client-cert-auth", |c| c.peer_tls.client_cert_auth),
+        ("--peer-crl-file=r", |c| c.peer_tls.crl_file == Some("r".into())),
+        ("--peer-cert-allowed-cn=a,b", |c| c.peer_tls.allowed_cns == ["a", "b"]),
+        ("--peer-cert-allowed-cn=", |c| c.peer_tls.allowed_cns == [""]),
+        ("--peer-cert-allowed-hostname=a", |c| {
+            c.peer_tls.allowed_hostnames == ["a"]
+        }),
+        ("--peer-auto-tls", |c| c.peer_tls.is_self_made()),
+        ("--peer-skip-client-san-verification", |c| {
+            c.peer_tls.skip_client_san_verification
+        }),
+        ("--self-signed-cert-validity=3", |c| {
+            c.self_signed_cert_validity_years == 3
+        }),
+        ("--cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", |c| {
+            c.cipher_suites == ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]
+        }),
+        ("--tls-min-version=TLS1.3", |c| c.tls_min_version == TlsVersion::Tls13),
+        ("--tls-min-version=", |c| c.tls_min_version == TlsVersion::Tls12),
+        ("--tls-max-version=TLS1.2", |c| {
+            c.tls_max_version == Some(TlsVersion::Tls12)
+        }),
         ("--quota-backend-bytes=-1", |c| c.quota_backend.is_none()),
         ("--quota-backend-bytes=16777216", |c| {
             c.quota_backend == Some(ByteSize(16 << 20))
@@ -135,9 +176,19 @@ fn every_supported_flag_takes_effect() {
         "--advertise-client-urls=http://h:6",
     ];
     assert_eq!(config(&urls).listen_client_urls[0].port, 6);
+    // one without the other is a mistake
+    let pair = ["--peer-cert-file=c", "--peer-key-file=k"];
+    let Config {
+        client_tls, peer_tls, ..
+    } = config(&pair);
+    assert_eq!(
+        (peer_tls.cert_file, peer_tls.key_file),
+        (Some("c".into()), Some("k".into()))
+    );
+    assert!(client_tls.is_empty());
     // nothing in the table is supported and untested
     for flag in TABLE.iter().filter(|flag| flag.support == Support::Full) {
-        let tested = cases.iter().map(|(arg, _)| *arg).chain(urls);
+        let tested = cases.iter().map(|(arg, _)| *arg).chain(urls).chain(pair);
         assert!(
             tested
                 .clone()
