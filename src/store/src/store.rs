@@ -39,6 +39,7 @@ use crate::lease::LeaseInfo;
 use crate::mvcc::index::Index;
 use crate::mvcc::reads::OpenReads;
 use crate::mvcc::values::Values;
+use crate::stepped::OnWork;
 use crate::tables::Tables;
 
 pub use self::hash::HashKv;
@@ -129,6 +130,8 @@ pub(crate) struct Root {
     pub current: ArcSwap<Shared>,
     pub place: Box<dyn Place>,
     pub options: Options,
+    /// There are no threads; this is called instead.
+    pub on_work: Option<OnWork>,
     /// A snapshot is on its way into a file beside the current one.
     receiving: AtomicBool,
 }
@@ -141,6 +144,11 @@ pub struct Store {
 }
 
 impl Store {
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn root(&self) -> &Arc<Root> {
+        &self.root
+    }
+
     fn shared(&self) -> Arc<Shared> {
         self.root.current.load_full()
     }
