@@ -4,10 +4,9 @@
 
 mod kit;
 
-use kit::faulty::disk::{ALL_CASES, MemDisk, Replay};
-use kit::faulty::{Rng, disk::Survives};
 use kit::{Disks, counting, delete, options, put, runtime, until, value};
 use quorate_raft::{Node, Options, ProposeError, StartError};
+use quorate_store::testing::{ALL_CASES, MemDisk, Replay, Rng, Survives};
 use quorate_wal::disk::Tear;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -57,7 +57,7 @@ impl Applier {
             applied,
             membership,
         } = restored;
-        let background = root.options.background_compaction;
+        let background = root.options.background_compaction && root.on_work.is_none();
         let writer = Arc::new(Mutex::new(Writer {
             root,
             shared,
@@ -147,14 +147,12 @@ impl Applier {
     /// versions removed at most. False when there is nothing more to do
     /// at the moment.
     pub fn compact_step(&mut self, keys_max: usize) -> Result<bool, Error> {
-        let shared = self.writer.lock().shared.clone();
-        while shared.hash_step() {}
-        let mut writer = self.writer.lock();
-        let progress = writer.run(|writer| writer.compact_slice(keys_max))?;
-        let shared = writer.shared.clone();
-        drop(writer);
-        shared.compaction.answer(&shared);
-        Ok(progress == Progress::More)
+        Writer::compact_step(&self.writer, keys_max)
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn writer(&self) -> &Arc<Mutex<Writer>> {
+        &self.writer
     }
 }
 
@@ -179,6 +177,18 @@ impl Writer {
         let result = what(self);
         self.failed = result.is_err();
         result
+    }
+
+    /// See [`Applier::compact_step`].
+    pub(crate) fn compact_step(this: &Mutex<Self>, keys_max: usize) -> Result<bool, Error> {
+        let shared = this.lock().shared.clone();
+        while shared.hash_step() {}
+        let mut writer = this.lock();
+        let progress = writer.run(|writer| writer.compact_slice(keys_max))?;
+        let shared = writer.shared.clone();
+        drop(writer);
+        shared.compaction.answer(&shared);
+        Ok(progress == Progress::More)
     }
 
     fn follows(&self, entry: Applied) -> Result<(), Error> {

@@ -34,7 +34,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use self::change::{Applied, Change, Row, RowId, SystemTable, SystemWrite};
 use self::committer::Committer;
@@ -47,6 +47,7 @@ pub(crate) use self::import::Import;
 use self::pending::Pending;
 use self::shared::{Control, Queued, Role, Shared, Stop};
 pub use self::view::View;
+use crate::stepped::OnWork;
 
 /// Told about what the backend thread does, on that thread: answer quickly.
 pub trait Observer: Send + Sync + 'static {
@@ -148,7 +149,14 @@ pub struct Backend {
     disk: Patient,
     pending_bytes_max: usize,
     commit_bytes: usize,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker,
+}
+
+/// Who makes the commits.
+enum Worker {
+    Thread(Option<JoinHandle<()>>),
+    /// Whoever needs one, or says that it is time.
+    Stepped(Mutex<Option<Committer>>),
 }
 
 impl Backend {
@@ -159,6 +167,15 @@ impl Backend {
 
     /// The same at any place.
     pub fn open_in(place: &dyn Place, options: Options) -> Result<(Self, Recovered), Error> {
+        Self::open_with(place, options, None)
+    }
+
+    /// With `on_work` there is no thread.
+    pub(crate) fn open_with(
+        place: &dyn Place,
+        options: Options,
+        on_work: Option<OnWork>,
+    ) -> Result<(Self, Recovered), Error> {
         let disk = match place.current()? {
             Some(disk) => disk,
             None => {
@@ -168,18 +185,25 @@ impl Backend {
                 disk
             }
         };
-        Self::open_disk(disk, options)
+        let (backend, recovered) = Self::open_aside(disk, options, on_work)?;
+        backend.take_over();
+        Ok((backend, recovered))
     }
 
     /// The same on any disk.
     pub fn open_disk(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Recovered), Error> {
-        let (backend, recovered) = Self::open_aside(disk, options)?;
+        let (backend, recovered) = Self::open_aside(disk, options, None)?;
         backend.take_over();
         Ok((backend, recovered))
     }
 
     /// Opens a file that is not the store's yet. Whatever fails with it concerns only whoever opened it.
-    pub(crate) fn open_aside(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Recovered), Error> {
+    pub(crate) fn open_aside(
+        disk: Arc<dyn Disk>,
+        options: Options,
+        on_work: Option<OnWork>,
+    ) -> Result<(Self, Recovered), Error> {
+        let stepped = on_work.is_some();
         let disk = Patient::new(disk, options.reserve_bytes);
         let Opened { db, facts, walked } = database::open(disk.clone(), options.cache_bytes)?;
         let Facts {
@@ -200,6 +224,7 @@ impl Backend {
                 ..Control::default()
             }),
             work: Condvar::new(),
+            on_work,
             progress: Condvar::new(),
             current: ArcSwapOption::empty(),
             in_use: AtomicU64::new(in_use),
@@ -218,14 +243,20 @@ impl Backend {
             options,
         };
         committer.publish()?;
-        let thread = std::thread::Builder::new()
-            .name("backend".into())
-            .spawn(move || committer.run());
-        let thread = thread.map_err(|source| Error::File {
-            doing: "start the thread of backend file",
-            path: Path::new("").to_owned(),
-            source: Arc::new(source),
-        })?;
+        let worker = match stepped {
+            true => Worker::Stepped(Mutex::new(Some(committer))),
+            false => {
+                let thread = std::thread::Builder::new()
+                    .name("backend".into())
+                    .spawn(move || committer.run());
+                let thread = thread.map_err(|source| Error::File {
+                    doing: "start the thread of backend file",
+                    path: Path::new("").to_owned(),
+                    source: Arc::new(source),
+                })?;
+                Worker::Thread(Some(thread))
+            }
+        };
         let recovered = Recovered {
             applied,
             applied_before,
@@ -240,7 +271,7 @@ impl Backend {
                 disk,
                 pending_bytes_max,
                 commit_bytes,
-                thread: Some(thread),
+                worker,
             },
             recovered,
         ))
@@ -249,7 +280,11 @@ impl Backend {
     /// From now on the store stands on this file: it waits for space, and its failure ends the process.
     pub(crate) fn take_over(&self) {
         self.shared.control.lock().role = Role::Current;
-        self.disk.settle();
+        match self.worker {
+            Worker::Thread(_) => self.disk.settle(),
+            // The thread that would wait for space is everybody's.
+            Worker::Stepped(_) => self.disk.replenish(),
+        }
     }
 
     /// Another file has taken over. What is queued is dropped, nothing more is written; open Views read on.
@@ -287,8 +322,7 @@ impl Backend {
             control.refusal()?;
             while control.queued_bytes > 0 && control.queued_bytes + bytes > self.pending_bytes_max {
                 control.flush_to = control.pushed;
-                self.shared.work.notify_one();
-                self.shared.progress.wait(&mut control);
+                self.await_commit(&mut control);
                 control.refusal()?;
             }
         }
@@ -314,9 +348,35 @@ impl Backend {
         drop(control);
         // The thread sleeps until the first change is due; any other concerns it only if it makes enough.
         if first || (before < self.commit_bytes && after >= self.commit_bytes) {
-            self.shared.work.notify_one();
+            self.shared.wake();
         }
         Ok(())
+    }
+
+    /// Waits for the thread to make some progress, or at least for a while; or makes the next commit here.
+    fn await_commit(&self, control: &mut MutexGuard<'_, Control>) {
+        match &self.worker {
+            Worker::Thread(_) => {
+                self.shared.work.notify_one();
+                self.shared.progress.wait_for(control, Duration::from_millis(100));
+            }
+            Worker::Stepped(committer) => MutexGuard::unlocked(control, || {
+                committer.lock().as_mut().map(Committer::step);
+            }),
+        }
+    }
+
+    /// One commit of a backend without a thread; false when nothing is queued.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn commit_step(&self) -> Result<bool, Error> {
+        let Worker::Stepped(committer) = &self.worker else {
+            return Ok(false);
+        };
+        let committed = committer.lock().as_mut().is_some_and(Committer::step);
+        match self.failure() {
+            Some(source) => Err(Error::Poisoned { source }),
+            None => Ok(committed),
+        }
     }
 
     /// The newest durable state and everything pushed since.
@@ -330,13 +390,12 @@ impl Backend {
         let mut control = self.shared.control.lock();
         let target = control.pushed;
         control.flush_to = control.flush_to.max(target);
-        self.shared.work.notify_one();
         while control.durable < target {
             control.refusal()?;
             if self.shared.space.is_stalled() {
                 return Err(Error::DiskFull);
             }
-            self.shared.progress.wait_for(&mut control, Duration::from_millis(100));
+            self.await_commit(&mut control);
         }
         Ok(Durable {
             last: control.applied,
@@ -387,7 +446,16 @@ impl Backend {
     }
 
     fn stop(&mut self, how: Stop) {
-        let Some(thread) = self.thread.take() else { return };
+        let thread = match &mut self.worker {
+            Worker::Thread(thread) => thread.take(),
+            Worker::Stepped(committer) => {
+                let committer = committer.get_mut().take();
+                return committer
+                    .into_iter()
+                    .for_each(|committer| self.stop_here(committer, how));
+            }
+        };
+        let Some(thread) = thread else { return };
         let retired = {
             let mut control = self.shared.control.lock();
             control.stop = Some(how);
@@ -404,6 +472,15 @@ impl Backend {
         // A panic of the thread has been reported by the panic hook; there is nothing to add.
         let _ = thread.join();
         self.shared.current.store(None);
+    }
+
+    fn stop_here(&self, mut committer: Committer, how: Stop) {
+        self.shared.control.lock().stop = Some(how);
+        while committer.step() {}
+        match self.failure() {
+            Some(_) => self.shared.current.store(None),
+            None => committer.close(),
+        }
     }
 }
 

@@ -11,6 +11,9 @@
 //! * [`event`] — what a change looks like to watchers;
 //! * [`watch`] — from published changes to the responses of watch streams;
 //! * [`backend`] — the durable store under all of it: one file, one writer, views that stand still.
+//!
+//! For simulations (behind the feature `testing`) there are `testing`, twins of the disk that fail on demand, and
+//! `Store::open_stepped`, a store without threads.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -24,8 +27,11 @@ pub mod lease;
 pub mod members;
 pub mod mvcc;
 pub mod origins;
+mod stepped;
 pub mod store;
 mod tables;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod validate;
 pub mod watch;
 
@@ -35,6 +41,8 @@ pub use error::Error;
 pub use lease::LeaseInfo;
 pub use mvcc::answer::{Piece, RangeAnswer};
 pub use origins::Origin;
+#[cfg(any(test, feature = "testing"))]
+pub use stepped::Stepper;
 pub use store::{
     EventSink, Image, Incoming, Options, Received, Selection, Store, Taken, TxnAnswer, Unfinished, VIEW_BYTES_MAX,
 };

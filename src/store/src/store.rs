@@ -40,6 +40,7 @@ use crate::mvcc::index::Index;
 use crate::mvcc::reads::OpenReads;
 use crate::mvcc::values::Values;
 use crate::origins::Origin;
+use crate::stepped::OnWork;
 use crate::tables::Tables;
 
 pub use self::hash::HashKv;
@@ -130,6 +131,8 @@ pub(crate) struct Root {
     pub current: ArcSwap<Shared>,
     pub place: Box<dyn Place>,
     pub options: Options,
+    /// There are no threads; this is called instead.
+    pub on_work: Option<OnWork>,
     /// A snapshot is on its way into a file beside the current one.
     receiving: AtomicBool,
 }
@@ -142,6 +145,11 @@ pub struct Store {
 }
 
 impl Store {
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn root(&self) -> &Arc<Root> {
+        &self.root
+    }
+
     fn shared(&self) -> Arc<Shared> {
         self.root.current.load_full()
     }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod faulty;
+mod kit;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quorate_store::backend::{Applied, Backend, Change, Error, Observer, Options, Recovered, Row, RowId, View};
+use quorate_store::testing::{ALL_CASES, MemDisk, Op, Replay, Rng, Survives};
 
-use faulty::Rng;
-use faulty::disk::{ALL_CASES, MemDisk, Op, Replay, Survives};
-use faulty::model::{State, Writer, open, options};
+use kit::model::{State, Writer, open, options};
 
 /// A scripted run: the disk's trace, the state after each applied index, and what was promised when.
 struct Run {
@@ -200,7 +199,7 @@ fn every_kind_of_change_saves_applied_index() {
             ..Change::default()
         },
     ];
-    changes.extend(faulty::model::TABLES.map(|table| Change {
+    changes.extend(kit::model::TABLES.map(|table| Change {
         system: system(table),
         ..Change::default()
     }));

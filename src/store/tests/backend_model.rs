@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod faulty;
+mod kit;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,10 +11,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use quorate_store::backend::{Backend, Options, View};
+use quorate_store::testing::{MemDisk, Rng};
 
-use faulty::Rng;
-use faulty::disk::MemDisk;
-use faulty::model::{State, Writer, options};
+use kit::model::{State, Writer, options};
 
 /// A View, and all that could be read when it was taken.
 type Held = (View, Arc<State>);

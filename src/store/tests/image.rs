@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod faulty;
+mod kit;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -13,10 +13,10 @@ use quorate_api::proto::etcdserverpb::{self as pb};
 use quorate_store::backend::{self, Applied};
 use quorate_store::command::Command;
 use quorate_store::event::EventBatch;
+use quorate_store::testing::Rng;
 use quorate_store::{Applier, Error, EventSink, Image, Received, Store};
 
-use faulty::Rng;
-use faulty::whole::{Feed, everything, options, picture};
+use kit::whole::{Feed, everything, options, picture};
 
 struct Node {
     store: Store,

@@ -2,17 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod faulty;
+mod kit;
 
 use std::sync::Arc;
 
 use quorate_store::backend::disk::Place;
+use quorate_store::testing::{ALL_CASES, Fail, MemDisk, MemPlace, Replay, Rng};
 use quorate_store::{Applier, Error, Store};
 
-use faulty::Rng;
-use faulty::disk::{ALL_CASES, MemDisk, Replay};
-use faulty::place::{Fail, MemPlace};
-use faulty::whole::{Feed, Picture, options, picture};
+use kit::whole::{Feed, Picture, options, picture};
 
 fn open(place: &MemPlace) -> (Store, Applier) {
     Store::open_in(Box::new(place.clone()), options(), Box::new(())).unwrap()

@@ -2,18 +2,18 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod faulty;
+mod kit;
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use faulty::place::MemPlace;
-use faulty::whole::{everything, options};
+use kit::whole::{everything, options};
 use prost::Message;
 use quorate_api::proto::etcdserverpb as pb;
 use quorate_api::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use quorate_api::proto::etcdserverpb::request_op::Request;
 use quorate_store::command::Command;
+use quorate_store::testing::MemPlace;
 use quorate_store::{Applied, Applier, Error, Options, Selection, Store, Taken};
 
 struct Node {

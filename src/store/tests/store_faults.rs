@@ -2,14 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod faulty;
+mod kit;
 
 use bytes::Bytes;
-use faulty::disk::MemDisk;
-use faulty::place::MemPlace;
 use quorate_api::proto::etcdserverpb::{PutRequest, RangeRequest};
 use quorate_store::backend::{self, Applied};
 use quorate_store::command::Command;
+use quorate_store::testing::{MemDisk, MemPlace};
 use quorate_store::{Applier, Error, Options, Store};
 
 fn open(disk: &MemDisk) -> (Store, Applier) {

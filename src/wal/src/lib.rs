@@ -20,6 +20,9 @@
 //! - every entry read back from disk was checked against a checksum that covers its place as well as its bytes.
 //!
 //! Nothing here knows about async, clocks or raft's types: bytes in, bytes out.
+//!
+//! For simulations there is a log without threads (behind the feature `testing`): the same writer, whose turns somebody
+//! takes by hand.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod batch;
@@ -36,6 +39,8 @@ mod read;
 mod recover;
 mod scan;
 mod segment;
+#[cfg(any(test, feature = "testing"))]
+mod stepper;
 mod wal;
 mod writer;
 
@@ -43,4 +48,6 @@ pub use disk::{Disk, File, RealDisk};
 pub use entry::{Done, Entry, LogPos};
 pub use error::Error;
 pub use options::{Observer, Options, Recovered, Torn};
+#[cfg(any(test, feature = "testing"))]
+pub use stepper::Stepper;
 pub use wal::Wal;

@@ -12,7 +12,7 @@ use crate::{Error, LogPos};
 
 /// Hears about each batch, for metrics. Called on the writer thread, so it should only count.
 pub trait Observer: Send + Sync {
-    /// `bytes` were written in `write` and made durable in `sync`.
+    /// `bytes` were written in `write` and made durable in `sync`; both are zero where a simulation takes the turns.
     fn batch(&self, bytes: u64, write: Duration, sync: Duration) {
         let _ = (bytes, write, sync);
     }

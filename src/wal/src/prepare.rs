@@ -76,8 +76,8 @@ impl Want {
 #[derive(Debug)]
 struct Failure {
     error: Error,
-    /// When to try again.
-    until: Instant,
+    /// When the helper thread tries again; without one it is tried whenever there is time.
+    until: Option<Instant>,
     /// The disk was written to before it refused, so nobody repeats that on the spot.
     costly: bool,
 }
@@ -98,13 +98,13 @@ struct State {
 }
 
 impl State {
-    fn fail(&mut self, error: Error, costly: bool) {
+    fn fail(&mut self, error: Error, costly: bool, background: bool) {
         let pause = match costly {
             true => self.pause.map_or(RETRY, |pause| (pause * 2).min(RETRY_MAX)),
             false => RETRY,
         };
         self.pause = costly.then_some(pause).or(self.pause);
-        let until = Instant::now() + pause;
+        let until = background.then(|| Instant::now() + pause);
         self.failed = Some(Failure { error, until, costly });
     }
 }
@@ -267,7 +267,7 @@ impl Preparer {
         loop {
             let mut state = self.state.lock();
             while !state.stop && state.freed.is_empty() && (state.want.is_none() || state.failed.is_some()) {
-                match state.failed.as_ref().map(|failure| failure.until) {
+                match state.failed.as_ref().and_then(|failure| failure.until) {
                     None => self.changed.wait(&mut state),
                     Some(until) if self.changed.wait_until(&mut state, until).timed_out() => state.failed = None,
                     Some(_) => {}
@@ -294,7 +294,7 @@ impl Preparer {
                     (state.failed, state.pause) = (None, None); // there may be space now
                 }
                 // Still segments by name, and out of use: the next start finds and retires them.
-                Err(error) => state.fail(error, true),
+                Err(error) => state.fail(error, true, self.background),
             }
             self.changed.notify_all();
         }
@@ -315,7 +315,7 @@ impl Preparer {
                 if matches!(error, Error::NoSpace) {
                     self.space.store(false, Ordering::Release);
                 }
-                state.fail(error, costly);
+                state.fail(error, costly, self.background);
             }
         }
         self.changed.notify_all();

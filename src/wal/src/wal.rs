@@ -18,9 +18,11 @@ use crate::options::{Options, Recovered};
 use crate::prepare::{Preparer, Spare};
 use crate::read::{self, Wanted};
 use crate::recover;
-use crate::scan;
+use crate::scan::{self, Scan};
 use crate::segment::{Place, SegmentId};
-use crate::writer::{Op, Room, What, Writer};
+#[cfg(any(test, feature = "testing"))]
+use crate::stepper::{Stepper, Turns};
+use crate::writer::{Op, Room, Taken, What, Writer};
 
 /// A batch is closed at this size, to keep its buffer and the wait for its first caller bounded.
 const BATCH_BYTES: usize = 4 << 20;
@@ -37,7 +39,16 @@ pub struct Wal(Arc<Handle>);
 
 struct Handle {
     shared: Arc<Shared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    worker: Worker,
+}
+
+/// Who takes the writer's turns.
+enum Worker {
+    /// Its thread, which is here with the one that prepares segments.
+    Threads(Mutex<Vec<JoinHandle<()>>>),
+    /// Whoever has the stepper; at the end, whoever closes the log.
+    #[cfg(any(test, feature = "testing"))]
+    Stepped(Turns),
 }
 
 /// Why the writer is to end.
@@ -45,13 +56,20 @@ struct Handle {
 pub(crate) enum Stop {
     Close,
     Drop,
+    /// As a process that is killed: what is queued is neither written nor answered.
+    #[cfg(any(test, feature = "testing"))]
+    Kill,
 }
+
+/// Called when there is something to do for a writer without a thread.
+pub(crate) type OnWork = Box<dyn Fn() + Send + Sync>;
 
 /// What the handles, the writer and the readers share.
 pub(crate) struct Shared {
     core: Mutex<Core>,
     /// The queue is no longer empty, or the writer is to stop.
     wake: Condvar,
+    on_work: Option<OnWork>,
     pub(crate) preparer: Arc<Preparer>,
 }
 
@@ -77,50 +95,62 @@ struct Core {
     ended: Option<Result<(), Error>>,
 }
 
+/// Everything that opening does before the end of the log is touched.
+fn prepare(
+    options: &Options,
+    disk: Arc<dyn Disk>,
+    on_work: Option<OnWork>,
+) -> Result<(Arc<Shared>, Scan, Recovered), Error> {
+    options.validate()?;
+    let preparer = Arc::new(Preparer::new(disk.clone(), options));
+    let mut scan = recover::recover(&disk, options, &preparer)?;
+    let recovered = Recovered {
+        vote: scan.vote.clone(),
+        committed: scan.committed,
+        purged: scan.log.purged(),
+        last: scan.log.last(),
+        clean_stop: scan.clean_stop,
+        torn: scan.torn.clone(),
+    };
+    let mut log = std::mem::take(&mut scan.log);
+    log.set_cache(options.cache_bytes);
+    let files = scan
+        .live
+        .iter()
+        .map(|live| (live.segment.id, live.segment.file.clone()))
+        .collect();
+    let shared = Arc::new(Shared {
+        core: Mutex::new(Core {
+            vote: scan.vote.clone(),
+            committed: scan.committed,
+            unsaved: None,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            writing_bytes: 0,
+            writable_bytes: 0,
+            files,
+            publish_below: u64::MAX,
+            poisoned: false,
+            stop: None,
+            ended: None,
+            log,
+        }),
+        wake: Condvar::new(),
+        on_work,
+        preparer,
+    });
+    Ok((shared, scan, recovered))
+}
+
 impl Wal {
     /// Opens the log, or founds one where there is none. Everything that is returned is durable.
     pub fn open(options: Options, disk: Arc<dyn Disk>) -> Result<(Self, Recovered), Error> {
-        options.validate()?;
-        let preparer = Arc::new(Preparer::new(disk.clone(), &options));
-        let mut scan = recover::recover(&disk, &options, &preparer)?;
-        let recovered = Recovered {
-            vote: scan.vote.clone(),
-            committed: scan.committed,
-            purged: scan.log.purged(),
-            last: scan.log.last(),
-            clean_stop: scan.clean_stop,
-            torn: scan.torn.clone(),
-        };
-        let mut log = std::mem::take(&mut scan.log);
-        log.set_cache(options.cache_bytes);
-        let files = scan
-            .live
-            .iter()
-            .map(|live| (live.segment.id, live.segment.file.clone()))
-            .collect();
-        let shared = Arc::new(Shared {
-            core: Mutex::new(Core {
-                vote: scan.vote.clone(),
-                committed: scan.committed,
-                unsaved: None,
-                queue: VecDeque::new(),
-                queued_bytes: 0,
-                writing_bytes: 0,
-                writable_bytes: 0,
-                files,
-                publish_below: u64::MAX,
-                poisoned: false,
-                stop: None,
-                ended: None,
-                log,
-            }),
-            wake: Condvar::new(),
-            preparer: preparer.clone(),
-        });
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let spawned = thread::Builder::new().name(name.into()).spawn(run);
             spawned.map_err(|e| Error::io("start thread of the log in", &options.dir, e))
         };
+        let (shared, scan, recovered) = prepare(&options, disk, None)?;
+        let preparer = shared.preparer.clone();
         let mut threads = Vec::new();
         if options.prepare_ahead {
             let preparer = preparer.clone();
@@ -138,13 +168,34 @@ impl Wal {
                 return Err(error);
             }
         }
-        Ok((
-            Self(Arc::new(Handle {
-                shared,
-                threads: Mutex::new(threads),
-            })),
-            recovered,
-        ))
+        let worker = Worker::Threads(Mutex::new(threads));
+        Ok((Self(Arc::new(Handle { shared, worker })), recovered))
+    }
+
+    /// The same without threads, for simulations: operations queue up, and are written and answered when the
+    /// [`Stepper`] takes a turn, on its caller's thread. `on_work` is called, on the thread of the operation, whenever
+    /// there is something to do again; it must only wake somebody up.
+    ///
+    /// Segments are prepared between the turns whatever [`Options::prepare_ahead`] says, so that all calls to the disk
+    /// are a function of the calls made. [`close`](Self::close) and the drop of the last handle take the turns that are
+    /// left themselves.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn open_stepped(
+        options: Options,
+        disk: Arc<dyn Disk>,
+        on_work: impl Fn() + Send + Sync + 'static,
+    ) -> Result<(Self, Recovered, Stepper), Error> {
+        let options = Options {
+            prepare_ahead: false,
+            ..options
+        };
+        let (shared, scan, recovered) = prepare(&options, disk, Some(Box::new(on_work)))?;
+        let mut writer = Writer::new(shared.clone(), options, scan, &recovered);
+        writer.open()?;
+        let turns = Turns::new(shared.clone(), writer);
+        let stepper = Stepper::new(turns.clone());
+        let worker = Worker::Stepped(turns);
+        Ok((Self(Arc::new(Handle { shared, worker })), recovered, stepper))
     }
 
     /// Adds entries at the end. They can be read when this returns, and are durable when `done` hears `Ok`.
@@ -270,7 +321,7 @@ impl Wal {
         core.queue.push_back(Op { what, done });
         drop(core);
         if idle {
-            shared.wake.notify_one();
+            shared.wake();
         }
     }
 
@@ -385,19 +436,28 @@ impl Wal {
 impl Handle {
     fn stop(&self, stop: Stop) {
         self.shared.core.lock().stop.get_or_insert(stop);
-        self.shared.wake.notify_one();
-        let threads = std::mem::take(&mut *self.threads.lock());
-        // A callback may hold the last handle. Its thread can't wait for itself, nor for the other one, which ends after
-        // it; both do end once the callback returns.
-        if threads
-            .iter()
-            .any(|thread| thread.thread().id() == thread::current().id())
-        {
-            return;
+        match &self.worker {
+            Worker::Threads(threads) => {
+                self.shared.wake();
+                join(std::mem::take(&mut *threads.lock()));
+            }
+            #[cfg(any(test, feature = "testing"))]
+            Worker::Stepped(turns) => turns.finish(),
         }
-        for thread in threads {
-            let _ = thread.join();
-        }
+    }
+}
+
+fn join(threads: Vec<JoinHandle<()>>) {
+    // A callback may hold the last handle. Its thread can't wait for itself, nor for the other one, which ends after it;
+    // both do end once the callback returns.
+    if threads
+        .iter()
+        .any(|thread| thread.thread().id() == thread::current().id())
+    {
+        return;
+    }
+    for thread in threads {
+        let _ = thread.join();
     }
 }
 
@@ -422,40 +482,86 @@ impl Core {
         let same = self.publish_below == u64::MAX;
         self.unsaved.take_if(|pos| same && self.log.holds(*pos))
     }
-}
 
-/// What the writer asks for.
-impl Shared {
-    /// Waits for work and moves a batch of it to `ops`; or tells that there is none left and why the writer shall end.
-    pub(crate) fn next(&self, ops: &mut Vec<Op>) -> (Option<LogPos>, Option<Stop>) {
-        let mut core = self.core.lock();
-        while core.queue.is_empty() {
-            if core.stop.is_some() {
-                return (core.take_unsaved(), core.stop);
-            }
-            self.wake.wait(&mut core);
+    /// A batch of what is queued; the end when nothing is left and it is time to stop.
+    fn take(&mut self) -> Option<Taken> {
+        if self.queue.is_empty() {
+            let stop = self.stop?;
+            let committed = self.take_unsaved();
+            return Some(Taken::End { stop, committed });
         }
         let mut bytes = 0;
         let full = |op: &Op| {
             bytes += op.what.bytes();
             bytes > BATCH_BYTES
         };
-        let take = core
+        let take = self
             .queue
             .iter()
             .position(full)
-            .map_or(core.queue.len(), |at| at.max(1));
-        ops.extend(core.queue.drain(..take));
-        core.writing_bytes = ops.iter().map(|op| op.what.bytes()).sum();
-        core.queued_bytes -= core.writing_bytes;
+            .map_or(self.queue.len(), |at| at.max(1));
+        let ops: Vec<Op> = self.queue.drain(..take).collect();
+        self.writing_bytes = ops.iter().map(|op| op.what.bytes()).sum();
+        self.queued_bytes -= self.writing_bytes;
         // What stays queued has already taken effect in memory.
-        core.publish_below = core
+        self.publish_below = self
             .queue
             .iter()
             .map(|op| ends_below(&op.what, u64::MAX))
             .min()
             .unwrap_or(u64::MAX);
-        (core.take_unsaved(), None)
+        let committed = self.take_unsaved();
+        Some(Taken::Batch { ops, committed })
+    }
+}
+
+/// What the writer asks for.
+impl Shared {
+    /// There is something to do for the writer.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+        if let Some(on_work) = &self.on_work {
+            on_work();
+        }
+    }
+
+    /// Whether anybody measures time for this log: not where every run has to be like the one before.
+    pub(crate) fn is_timed(&self) -> bool {
+        self.on_work.is_none()
+    }
+
+    /// Waits for something to do.
+    pub(crate) fn next(&self) -> Taken {
+        let mut core = self.core.lock();
+        loop {
+            if let Some(taken) = core.take() {
+                return taken;
+            }
+            self.wake.wait(&mut core);
+        }
+    }
+
+    /// The same, where nobody waits.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn try_next(&self) -> Option<Taken> {
+        self.core.lock().take()
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn has_work(&self) -> bool {
+        let core = self.core.lock();
+        core.ended.is_none() && (!core.queue.is_empty() || core.stop.is_some())
+    }
+
+    /// What is queued is lost, without answers, and nothing more is written.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn kill(&self) {
+        let mut core = self.core.lock();
+        core.stop = Some(Stop::Kill);
+        core.queued_bytes = 0;
+        let queue = std::mem::take(&mut core.queue);
+        drop(core);
+        drop(queue); // what the callbacks hold may call back
     }
 
     pub(crate) fn add_file(&self, id: SegmentId, file: Arc<dyn File>) {

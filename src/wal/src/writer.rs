@@ -3,9 +3,11 @@
 //! While a batch is on its way to the disk the next one gathers in the queue, so a single client waits for one sync and
 //! a thousand share one; there is no timer. A batch goes into the current segment in one write. Where it does not fit,
 //! the part that fits is written and synced, and the rest opens the next segment.
+//!
+//! All of it happens in turns, which know nothing of the thread: a simulation takes them by hand.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -50,6 +52,12 @@ impl What {
             _ => 64,
         }
     }
+}
+
+/// What the writer does next.
+pub(crate) enum Taken {
+    Batch { ops: Vec<Op>, committed: Option<LogPos> },
+    End { stop: Stop, committed: Option<LogPos> },
 }
 
 /// Why a record could not be put into the batch.
@@ -193,22 +201,29 @@ impl Writer {
     }
 
     pub(crate) fn run(mut self) {
-        let mut ops = Vec::new();
-        let stop = loop {
-            let (committed, stop) = self.shared.next(&mut ops);
-            if let Some(stop) = stop {
-                break (stop, committed);
+        while self.turn(self.shared.next()) {}
+    }
+
+    /// Takes one batch to its answers; or ends, and that is the last turn.
+    pub(crate) fn turn(&mut self, taken: Taken) -> bool {
+        let (stop, committed) = match taken {
+            Taken::Batch { ops, committed } => {
+                self.process(ops, committed);
+                self.idle_work();
+                return true;
             }
-            self.process(&mut ops, committed);
-            self.idle_work();
+            Taken::End { stop, committed } => (stop, committed),
         };
         let outcome = match stop {
             _ if self.poisoned => Err(Error::Poisoned),
-            (Stop::Close, committed) => self.close(committed),
-            (Stop::Drop, _) => Ok(()),
+            Stop::Close => self.close(committed),
+            Stop::Drop => Ok(()),
+            #[cfg(any(test, feature = "testing"))]
+            Stop::Kill => Err(Error::Closed),
         };
         self.shared.preparer.stop();
         self.shared.ended(outcome);
+        false
     }
 
     fn close(&mut self, committed: Option<LogPos>) -> Result<(), Error> {
@@ -226,18 +241,19 @@ impl Writer {
         }
     }
 
-    fn idle_work(&self) {
+    /// What is done between the batches where no thread does it meanwhile.
+    pub(crate) fn idle_work(&self) {
         if !self.options.prepare_ahead {
             self.shared.preparer.work();
         }
     }
 
     /// Takes a batch from the queue to its answers.
-    fn process(&mut self, ops: &mut Vec<Op>, committed: Option<LogPos>) {
+    fn process(&mut self, ops: Vec<Op>, committed: Option<LogPos>) {
         let mut answers = Vec::with_capacity(ops.len());
         let mut full = false;
         let mut fatal = None;
-        for Op { what, done } in ops.drain(..) {
+        for Op { what, done } in ops {
             let answer = match what {
                 What::Answer(answer) => answer,
                 _ if self.poisoned || fatal.is_some() => Err(Error::Poisoned),
@@ -499,7 +515,13 @@ impl Writer {
             self.batch.clear();
             return Ok(());
         }
-        let start = Instant::now();
+        let timed = self.shared.is_timed();
+        let now = || timed.then(Instant::now);
+        let between = |from: Option<Instant>, to| {
+            from.zip(to)
+                .map_or(Duration::ZERO, |(from, to): (_, Instant)| to - from)
+        };
+        let start = now();
         let mut bytes = 0;
         if !self.batch.is_empty() {
             let mut batch = std::mem::take(&mut self.batch);
@@ -509,7 +531,7 @@ impl Writer {
             batch.clear();
             self.batch = batch;
         }
-        let written = Instant::now();
+        let written = now();
         let segment = self.current();
         segment.file.sync().map_err(|e| Error::Sync {
             segment: segment.id,
@@ -518,7 +540,8 @@ impl Writer {
         self.unsynced = false;
         self.end.offset += bytes;
         self.synced = self.end;
-        self.options.observer.batch(bytes, written - start, written.elapsed());
+        let (write, sync) = (between(start, written), between(written, now()));
+        self.options.observer.batch(bytes, write, sync);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ mod kit;
 
 use std::path::Path;
 
-use kit::{Step, World, cases};
+use kit::{Runs, Step, World, cases};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use quorate_wal::disk::{FaultyDisk, Tear};
@@ -118,10 +118,10 @@ fn goes_on(mut world: World) {
     world.open().unwrap();
 }
 
-fn matrix(prepare_ahead: bool, stride: usize) -> usize {
+fn matrix(runs: Runs, stride: usize) -> usize {
     let mut cuts = 0;
     for cut in (0..).step_by(stride) {
-        let mut world = World::new(FaultyDisk::new(), prepare_ahead);
+        let mut world = World::new(FaultyDisk::new(), runs);
         world.disk.cut_power_after(cut);
         let done = play(&mut world);
         world.down();
@@ -142,21 +142,28 @@ fn matrix(prepare_ahead: bool, stride: usize) -> usize {
 /// B27, D2
 #[test]
 fn power_loss_keeps_every_acknowledged_write() {
-    let cuts = matrix(false, 1);
+    let cuts = matrix(Runs::Between, 1);
     assert!(cuts > 150, "only {cuts} calls to the disk in the script");
 }
 
 /// B27, D2: the same with the helper thread, whose calls fall between the writer's as they will.
 #[test]
 fn power_loss_keeps_every_acknowledged_write_while_segments_are_prepared() {
-    matrix(true, 5);
+    matrix(Runs::Ahead, 5);
+}
+
+/// B27, D2: the same without threads.
+#[test]
+fn power_loss_keeps_every_acknowledged_write_of_a_stepped_log() {
+    let cuts = matrix(Runs::Stepped, 1);
+    assert!(cuts > 150, "only {cuts} calls to the disk in the script");
 }
 
 /// D2: power lost again at every call of the recovery from a power loss.
 #[test]
 fn power_loss_during_recovery_changes_nothing() {
     for cut in (3..).step_by(7) {
-        let mut world = World::new(FaultyDisk::new(), false);
+        let mut world = World::new(FaultyDisk::new(), Runs::Between);
         world.disk.cut_power_after(cut);
         let done = play(&mut world);
         world.down();
@@ -193,7 +200,7 @@ fn power_loss_during_recovery_changes_nothing() {
 /// What the other tests here rest on: among the segments that the script writes to are some of a former life.
 #[test]
 fn the_script_uses_many_segments_and_recycles_some() {
-    let mut world = World::new(FaultyDisk::new(), false);
+    let mut world = World::new(FaultyDisk::new(), Runs::Between);
     assert!(play(&mut world));
     world.down();
     let renames = world.disk.renames();
@@ -218,7 +225,7 @@ fn errors_during_recovery_change_nothing() {
     ];
     let mut errors = 0;
     for cut in (3..).step_by(13) {
-        let mut world = World::new(FaultyDisk::new(), false);
+        let mut world = World::new(FaultyDisk::new(), Runs::Between);
         world.disk.cut_power_after(cut);
         let done = play(&mut world);
         world.down();
@@ -260,7 +267,7 @@ fn errors_during_recovery_change_nothing() {
 #[test]
 fn errors_during_recovery_from_a_failed_sync_lose_nothing_acknowledged() {
     for failing in 0..60 {
-        let mut world = World::new(FaultyDisk::new(), false);
+        let mut world = World::new(FaultyDisk::new(), Runs::Between);
         world.open().unwrap();
         world.step(&Step::FailSync(failing));
         for step in script() {
@@ -303,24 +310,30 @@ fn step() -> impl Strategy<Value = Step> {
         2 => prop_oneof![
             Just(Tear::Lose), Just(Tear::Keep), Just(Tear::LoseFirst), Just(Tear::LoseLast), any::<u64>().prop_map(Tear::Mix)
         ].prop_map(Step::Power),
+        3 => Just(Step::Turn),
+        1 => Just(Step::Kill),
         1 => (0..4u8).prop_map(Step::FailSync),
         1 => (0..4u8).prop_map(Step::FailWrite),
     ]
+}
+
+fn runs() -> impl Strategy<Value = Runs> {
+    prop_oneof![Just(Runs::Ahead), Just(Runs::Between), Just(Runs::Stepped)]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(300), failure_persistence: None, rng_seed: RngSeed::Fixed(0x51ed), ..ProptestConfig::default() })]
 
     #[test]
-    fn the_log_agrees_with_a_naive_model(steps in prop::collection::vec(step(), 1..60), ahead in any::<bool>()) {
-        let mut world = World::new(FaultyDisk::new(), ahead);
+    fn the_log_agrees_with_a_naive_model(steps in prop::collection::vec(step(), 1..60), runs in runs()) {
+        let mut world = World::new(FaultyDisk::new(), runs);
         world.open().unwrap();
         for step in &steps {
             if matches!(step, Step::Close | Step::Drop | Step::Power(_)) {
                 world.wait();
             }
             // Recoveries that meet a fault are tested above.
-            if matches!(step, Step::Close | Step::Drop) {
+            if matches!(step, Step::Close | Step::Drop | Step::Kill) {
                 world.disk.fail_sync(1 << 40);
                 world.disk.fail_write(1 << 40);
             }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use quorate_api::proto::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest};
 use quorate_raft::{Node, Options, StartError};
 use quorate_store::command::Command;
+use quorate_store::testing::{MemDisk, MemPlace};
 use quorate_store::{Applier, Store};
 use quorate_wal::disk::{Disk, FaultyDisk, Tear};
 use quorate_wal::{LogPos, RealDisk, Wal};
@@ -13,12 +14,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-
-use faulty::disk::MemDisk;
-use faulty::place::MemPlace;
-
-#[path = "../../../store/tests/faulty/mod.rs"]
-pub mod faulty;
 
 pub const MEMBER: u64 = 7;
 pub const ELECTION: Duration = Duration::from_millis(1000);

@@ -18,6 +18,7 @@ use super::Writer;
 use crate::backend;
 use crate::error::Error;
 use crate::mvcc::index::Resume;
+use crate::stepped::{OnWork, Stopwatch};
 use crate::store::{SLICE_KEYS, Shared};
 
 /// How often the oldest open read is looked at while it is in the way.
@@ -33,6 +34,8 @@ type Waiter = Box<dyn FnOnce(Result<(), Error>) + Send>;
 pub(crate) struct Compaction {
     state: Mutex<State>,
     changed: Condvar,
+    /// Called instead where nobody waits for a change.
+    on_work: Option<OnWork>,
 }
 
 struct State {
@@ -50,7 +53,7 @@ pub(crate) struct Walk {
     from: Resume,
     /// All of it has been compacted up to here at least.
     floor: i64,
-    begun: Instant,
+    begun: Stopwatch,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,19 +65,33 @@ pub(crate) enum Progress {
 }
 
 impl Compaction {
+    pub fn new(on_work: Option<OnWork>) -> Self {
+        Self {
+            on_work,
+            ..Self::default()
+        }
+    }
+
+    fn wake(&self) {
+        self.changed.notify_all();
+        if let Some(on_work) = &self.on_work {
+            on_work.call();
+        }
+    }
+
     /// Another file: nobody knows what has been removed from it. Those who wait go on waiting.
     pub fn restart(&self, wanted: bool) {
         let mut state = self.state.lock();
         state.wanted = wanted;
         state.finished = -1;
         drop(state);
-        self.changed.notify_all();
+        self.wake();
     }
 
     /// Compaction has moved on.
     pub fn begin(&self) {
         self.state.lock().wanted = true;
-        self.changed.notify_all();
+        self.wake();
     }
 
     /// After `worked`, leaves core and disk to others for as long, unless somebody waits for the end. True when it is
@@ -95,7 +112,7 @@ impl Compaction {
         }
         state.waiters.push((revision, done));
         drop(state);
-        self.changed.notify_all();
+        self.wake();
     }
 
     pub fn stop(&self) {
@@ -151,8 +168,9 @@ impl State {
 impl Writer {
     /// One slice of the walk.
     pub(super) fn compact_slice(&mut self, keys_max: usize) -> Result<Progress, Error> {
-        let begun = Instant::now();
         let shared = self.shared.clone();
+        let watch = || Stopwatch::start(shared.compaction.on_work.as_ref());
+        let begun = watch();
         // Nothing is compacted before something was applied.
         let Some(applied) = self.applied else {
             return Ok(Progress::Idle);
@@ -178,7 +196,7 @@ impl Writer {
         };
         let walk_begun = walk.begun;
         let mut removed = Vec::new();
-        let index_begun = Instant::now();
+        let index_begun = watch();
         let (next, compacted) = {
             let mut mvcc = shared.mvcc.write();
             let compacted = mvcc.compacted;

@@ -1,6 +1,6 @@
-//! The one thread that writes the file: it gathers changes until the interval is over, there are enough bytes, or
-//! someone asks; commits them as one transaction; publishes the new state; lets go of rows that nobody needs from
-//! memory any more.
+//! The one that writes the file: it gathers changes until the interval is over, there are enough bytes, or someone
+//! asks; commits them as one transaction; publishes the new state; lets go of rows that nobody needs from memory any
+//! more. It works in turns, on a thread of its own; in a simulation they are taken by hand.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,6 +14,7 @@ use super::error::Error;
 use super::shared::{Control, Queued, Role, Shared, Stop};
 use super::view::Published;
 use super::{CommitStats, Options};
+use crate::stepped::Stopwatch;
 
 pub(super) struct Committer {
     pub db: Database,
@@ -35,43 +36,69 @@ enum Work {
 const SPACE_RETRY: Duration = Duration::from_secs(1);
 
 impl Committer {
+    /// Takes turns to the end.
     pub fn run(mut self) {
-        let failure = self.work().err();
+        loop {
+            let work = self.next();
+            if !self.turn(work) {
+                break;
+            }
+        }
         self.shared.space.leave();
-        if failure.is_none() {
-            // Later reads through a View that somebody kept answer `Closed`.
-            self.shared.current.store(None);
-            let closed = self
-                .db
-                .close()
-                .map_err(|error| Error::database("close backend file")(error.into()));
-            let mut control = self.shared.control.lock();
-            control.failed = closed.err().map(Arc::new);
+        let mut control = self.shared.control.lock();
+        if control.failed.is_none() {
             drop(control);
-            self.shared.progress.notify_all();
-            return;
+            return self.close();
         }
         // Poisoned: the file stays open for readers until the handle goes.
-        let mut control = self.shared.control.lock();
         while control.stop.is_none() {
             self.shared.work.wait(&mut control);
         }
     }
 
-    fn work(&mut self) -> Result<(), Error> {
-        loop {
-            let done = match self.next() {
-                Work::Commit(batch) => self.commit(batch),
-                Work::Fail(error) => Err(error),
-                Work::Tidy => {
-                    self.shared.pending.prune();
-                    self.look_for_space();
-                    Ok(())
-                }
-                Work::Stop => return Ok(()),
-            };
-            done.inspect_err(|error| self.fail(error))?;
+    /// One turn, without waiting for anything to do. True if that was a commit.
+    pub fn step(&mut self) -> bool {
+        let work = {
+            let mut control = self.shared.control.lock();
+            if control.failed.is_some() {
+                return false;
+            }
+            let is_due = !control.queue.is_empty();
+            self.pick(&mut control, is_due, self.shared.space.is_full())
+        };
+        match work {
+            Some(work) => matches!(work, Work::Commit(_)) & self.turn(work),
+            None => false,
         }
+    }
+
+    /// After the last turn, unless one failed.
+    pub fn close(self) {
+        // Later reads through a View that somebody kept answer `Closed`.
+        self.shared.current.store(None);
+        let closed = self
+            .db
+            .close()
+            .map_err(|error| Error::database("close backend file")(error.into()));
+        let mut control = self.shared.control.lock();
+        control.failed = closed.err().map(Arc::new);
+        drop(control);
+        self.shared.progress.notify_all();
+    }
+
+    /// False: that was the last turn.
+    fn turn(&mut self, work: Work) -> bool {
+        let done = match work {
+            Work::Commit(batch) => self.commit(batch),
+            Work::Fail(error) => Err(error),
+            Work::Tidy => {
+                self.shared.pending.prune();
+                self.look_for_space();
+                Ok(())
+            }
+            Work::Stop => return false,
+        };
+        done.inspect_err(|error| self.fail(error)).is_ok()
     }
 
     /// Sleeps until there is something to do.
@@ -80,28 +107,34 @@ impl Committer {
         let wants_space = control.role == Role::Current && self.shared.space.is_full();
         let space_due = wants_space.then(|| Instant::now() + SPACE_RETRY);
         loop {
-            if control.stop == Some(Stop::Abandon) {
-                return Work::Stop;
-            }
-            if let Some(error) = control.read_failure.take() {
-                return Work::Fail(error);
-            }
             let due = self.commit_due(&control);
             let now = Instant::now();
-            if due.is_some_and(|due| due <= now) {
-                return Work::Commit(self.take(&mut control));
-            }
-            if control.stop.is_some() {
-                return Work::Stop;
-            }
-            if std::mem::take(&mut control.prune) || space_due.is_some_and(|due| due <= now) {
-                return Work::Tidy;
+            let is_over = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+            if let Some(work) = self.pick(&mut control, is_over(due), is_over(space_due)) {
+                return work;
             }
             match [due, space_due].into_iter().flatten().min() {
                 Some(due) => drop(self.shared.work.wait_until(&mut control, due)),
                 None => self.shared.work.wait(&mut control),
             }
         }
+    }
+
+    /// What there is to do, given whether it is time to commit and to look for space.
+    fn pick(&self, control: &mut Control, commit: bool, space: bool) -> Option<Work> {
+        if control.stop == Some(Stop::Abandon) {
+            return Some(Work::Stop);
+        }
+        if let Some(error) = control.read_failure.take() {
+            return Some(Work::Fail(error));
+        }
+        if commit {
+            return Some(Work::Commit(self.take(control)));
+        }
+        if control.stop.is_some() {
+            return Some(Work::Stop);
+        }
+        (std::mem::take(&mut control.prune) || space).then_some(Work::Tidy)
     }
 
     fn commit_due(&self, control: &Control) -> Option<Instant> {
@@ -134,7 +167,7 @@ impl Committer {
     }
 
     fn commit(&mut self, batch: Vec<Queued>) -> Result<(), Error> {
-        let started = Instant::now();
+        let started = Stopwatch::start(self.shared.on_work.as_ref());
         let facts = database::commit(&self.db, self.facts, &batch)?;
         self.facts = facts;
         self.publish()?;

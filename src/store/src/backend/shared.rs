@@ -14,6 +14,7 @@ use super::disk::Space;
 use super::error::Error;
 use super::pending::{Chunk, Pending};
 use super::view::Published;
+use crate::stepped::OnWork;
 
 /// A change on its way to the file. Its rows are in [`Pending`] too.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(super) struct Shared {
     pub control: Mutex<Control>,
     /// Wakes the thread.
     pub work: Condvar,
+    /// Called instead where there is none.
+    pub on_work: Option<OnWork>,
     /// Wakes whoever waits for a commit, for room in the queue, or for the end.
     pub progress: Condvar,
     /// The state that new Views are taken from.
@@ -87,6 +90,14 @@ pub(super) enum Role {
 }
 
 impl Shared {
+    /// There is something to do for whoever commits. Not to be called with the lock held.
+    pub fn wake(&self) {
+        self.work.notify_one();
+        if let Some(on_work) = &self.on_work {
+            on_work.call();
+        }
+    }
+
     pub fn view_dropped(&self) {
         self.control.lock().prune = true;
         self.work.notify_one();
@@ -95,7 +106,7 @@ impl Shared {
     pub fn read_failed(&self, error: &Error) {
         if !matches!(error, Error::Closed) {
             self.control.lock().read_failure.get_or_insert_with(|| error.clone());
-            self.work.notify_one();
+            self.wake();
         }
     }
 

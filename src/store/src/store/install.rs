@@ -71,7 +71,7 @@ impl Incoming {
         let Self { import, slot } = self;
         let disk = import.finish()?;
         let options = &slot.root.options;
-        let opened = Backend::open_aside(disk, options.backend.clone())?;
+        let opened = Backend::open_aside(disk, options.backend.clone(), slot.root.on_work.clone())?;
         let compaction = slot.root.current.load().compaction.clone();
         let restored = Restored::of(opened, options, compaction)?;
         Ok(Received { restored, slot })

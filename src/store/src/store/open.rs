@@ -19,6 +19,7 @@ use crate::mvcc::index::Index;
 use crate::mvcc::reads::OpenReads;
 use crate::mvcc::values::Values;
 use crate::mvcc::version::Version;
+use crate::stepped::OnWork;
 use crate::tables::Tables;
 
 impl Store {
@@ -33,13 +34,25 @@ impl Store {
         options: Options,
         sink: Box<dyn EventSink>,
     ) -> Result<(Store, Applier), Error> {
-        let opened = Backend::open_in(&*place, options.backend.clone())?;
-        let restored = Restored::of(opened, &options, Arc::default())?;
+        Self::open_with(place, options, sink, None)
+    }
+
+    /// With `on_work` there are no threads.
+    pub(crate) fn open_with(
+        place: Box<dyn Place>,
+        options: Options,
+        sink: Box<dyn EventSink>,
+        on_work: Option<OnWork>,
+    ) -> Result<(Store, Applier), Error> {
+        let opened = Backend::open_with(&*place, options.backend.clone(), on_work.clone())?;
+        let compaction = Arc::new(Compaction::new(on_work.clone()));
+        let restored = Restored::of(opened, &options, compaction)?;
         restored.shared.compaction.restart(restored.is_compacted());
         let root = Arc::new(Root {
             current: ArcSwap::new(restored.shared.clone()),
             place,
             options,
+            on_work,
             receiving: AtomicBool::new(false),
         });
         let applier = Applier::new(root.clone(), restored, sink)?;

@@ -33,7 +33,7 @@ use behind::Behind;
 use live::Recent;
 use progress::Asked;
 use quorate_api::Revision;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -67,7 +67,7 @@ pub(super) struct Dispatcher {
 struct Stream {
     outbox: Arc<Outbox>,
     /// Ids in use: live watchers, and those that compaction ended and the client has not cancelled yet.
-    ids: HashMap<i64, Option<WatcherAt>>,
+    ids: BTreeMap<i64, Option<WatcherAt>>,
     next_id: i64,
     parked: Vec<Ticket>,
     touched: bool,
@@ -189,7 +189,7 @@ impl Dispatcher {
     }
 
     pub(super) fn has_work(&self) -> bool {
-        self.shared.inbox.wait(Some(Duration::ZERO)) == Woken::Work
+        self.shared.inbox.has_work()
     }
 
     /// Last act: streams end once they have handed out what is queued.

@@ -6,6 +6,7 @@ use super::inbox::{Inbox, Woken};
 use super::outbox::Totals;
 use super::{History, Options, WatchStream};
 use crate::event::EventBatch;
+use crate::stepped::OnWork;
 use crate::store::EventSink;
 use parking_lot::Mutex;
 use std::io;
@@ -60,7 +61,7 @@ pub struct Stats {
 impl Hub {
     /// Starts the threads `watch` and `watch-history`. Fails only if the system has no threads left.
     pub fn start(history: Arc<dyn History>, options: Options) -> io::Result<Self> {
-        let shared = Arc::new(Shared::new(options));
+        let shared = Arc::new(Shared::new(options, None));
         let threads = Arc::new(Threads::new(&shared));
         let mut dispatcher = Dispatcher::new(Arc::clone(&history), Arc::clone(&shared));
         threads.spawn("watch", move || run(&mut dispatcher))?;
@@ -75,7 +76,22 @@ impl Hub {
 
     /// A hub without threads, which moves only when the stepper says so.
     pub fn manual(history: Arc<dyn History>, options: Options) -> (Self, Stepper) {
-        let shared = Arc::new(Shared::new(options));
+        Self::by_hand(history, options, None)
+    }
+
+    /// A hub without threads, for simulations: [`Stepper::step`] does all there is to do, and `on_work` is called, on the
+    /// thread of whoever made it, when there is more. It must only wake somebody up.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn stepped(
+        history: Arc<dyn History>,
+        options: Options,
+        on_work: impl Fn() + Send + Sync + 'static,
+    ) -> (Self, Stepper) {
+        Self::by_hand(history, options, Some(OnWork::new(on_work)))
+    }
+
+    fn by_hand(history: Arc<dyn History>, options: Options, on_work: Option<OnWork>) -> (Self, Stepper) {
+        let shared = Arc::new(Shared::new(options, on_work));
         let dispatcher = Dispatcher::new(history, Arc::clone(&shared));
         let threads = Arc::new(Threads::new(&shared));
         let stepper = Stepper {
@@ -166,9 +182,9 @@ fn run(dispatcher: &mut Dispatcher) {
 }
 
 impl Shared {
-    fn new(options: Options) -> Self {
+    fn new(options: Options, on_work: Option<OnWork>) -> Self {
         Self {
-            inbox: Inbox::new(options.inbox_bytes_max),
+            inbox: Inbox::new(options.inbox_bytes_max, on_work),
             jobs: Jobs::default(),
             options,
             counters: Counters::default(),
@@ -244,6 +260,24 @@ impl Stepper {
         let reply = job.run(self.dispatcher.history());
         self.shared.inbox.reply(reply);
         true
+    }
+
+    /// All that can be done now: until somebody publishes, asks for something or reads from a stream. After the hub has
+    /// stopped that is to end the streams.
+    ///
+    /// True when watchers wait all the same, because history could not be read or has not come as far as what was
+    /// published: that is tried again by the next step, after a while, for which nobody is woken.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn step(&mut self) -> bool {
+        if self.shared.inbox.is_stopped() {
+            self.dispatcher.end();
+            return false;
+        }
+        let mut retry = true;
+        while self.dispatcher.turn(retry) | self.read_history() | self.dispatcher.has_work() {
+            retry = false;
+        }
+        self.dispatcher.has_retries()
     }
 
     /// Until nothing is left to do unless somebody reads from a stream, or for a good while if history stands in the

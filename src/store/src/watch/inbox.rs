@@ -5,6 +5,7 @@
 use super::catch_up::Reply;
 use super::outbox::Outbox;
 use crate::event::{Event, EventBatch, EventKind};
+use crate::stepped::OnWork;
 use parking_lot::{Condvar, Mutex};
 use quorate_api::Revision;
 use quorate_api::proto::etcdserverpb::WatchCreateRequest;
@@ -37,6 +38,8 @@ pub(super) enum Request {
 pub(super) struct Inbox {
     state: Mutex<State>,
     arrived: Condvar,
+    /// Called as well, where no dispatcher waits.
+    on_work: Option<OnWork>,
     bytes_max: usize,
 }
 
@@ -98,10 +101,11 @@ pub(super) fn size(batch: &EventBatch) -> usize {
 }
 
 impl Inbox {
-    pub(super) fn new(bytes_max: usize) -> Self {
+    pub(super) fn new(bytes_max: usize, on_work: Option<OnWork>) -> Self {
         Self {
             state: Mutex::default(),
             arrived: Condvar::new(),
+            on_work,
             bytes_max,
         }
     }
@@ -199,6 +203,19 @@ impl Inbox {
         if asleep {
             self.arrived.notify_one();
         }
+        if let Some(on_work) = &self.on_work {
+            on_work.call();
+        }
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        let state = self.state.lock();
+        !state.stopped && state.has_work()
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn is_stopped(&self) -> bool {
+        self.state.lock().stopped
     }
 
     pub(super) fn take(&self) -> Work {

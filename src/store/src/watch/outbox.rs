@@ -14,7 +14,7 @@ use super::response::{Events, Response};
 use super::{Options, REVISIONS_PER_RESPONSE, STREAM_SHARE_BYTES};
 use parking_lot::Mutex;
 use quorate_api::Revision;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -376,7 +376,7 @@ impl Outbox {
     /// revision on each of them has to. The outbox tells when the client reads on.
     ///
     /// Progress that waits behind them vouches for them, so it goes too; if it was asked for, the client asks again.
-    pub(super) fn take_back(&self, may: impl Fn(i64) -> bool) -> HashMap<i64, Revision> {
+    pub(super) fn take_back(&self, may: impl Fn(i64) -> bool) -> BTreeMap<i64, Revision> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         // The id may have been another watcher's: what is ahead of its last `created` is not the present one's.
@@ -386,7 +386,7 @@ impl Outbox {
             .enumerate()
             .filter(|(_, queued)| queued.response.created);
         let begins: HashMap<i64, usize> = created.map(|(at, queued)| (queued.response.watch_id, at)).collect();
-        let mut taken: HashMap<i64, Revision> = HashMap::new();
+        let mut taken: BTreeMap<i64, Revision> = BTreeMap::new();
         let mut dropped = Vec::new();
         let mut kept = VecDeque::new();
         for (at, queued) in std::mem::take(&mut state.queue).into_iter().enumerate() {

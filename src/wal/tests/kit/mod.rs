@@ -4,12 +4,12 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quorate_wal::disk::{FaultyDisk, Tear};
-use quorate_wal::{Done, Entry, Error, LogPos, Options, Recovered, Wal};
+use quorate_wal::{Done, Entry, Error, LogPos, Options, Recovered, Stepper, Wal};
 
 pub const DIR: &str = "/member/wal";
 pub const OWNER: u64 = 0x1122_3344_5566_7788;
@@ -143,6 +143,21 @@ pub enum Step {
     Power(Tear),
     FailSync(u8),
     FailWrite(u8),
+    /// Of a stepped log: one batch.
+    Turn,
+    /// Of a stepped log: the process dies with what is queued.
+    Kill,
+}
+
+/// Who does the log's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runs {
+    /// The writer thread, and one that prepares segments meanwhile.
+    Ahead,
+    /// The writer thread alone.
+    Between,
+    /// This thread, when it is told to.
+    Stepped,
 }
 
 /// A log, its disk, and every state that it may be found in.
@@ -158,13 +173,16 @@ pub struct World {
     acked: Arc<AtomicUsize>,
     waiting: Vec<mpsc::Receiver<Result<(), Error>>>,
     term: u64,
-    prepare_ahead: bool,
+    runs: Runs,
+    stepper: Option<Stepper>,
+    /// Every answer, and everything that recovery told, as they came.
+    pub heard: Arc<Mutex<Vec<String>>>,
     /// A fault was asked for since the log was opened: from some point on it refuses everything.
     faulted: bool,
 }
 
 impl World {
-    pub fn new(disk: FaultyDisk, prepare_ahead: bool) -> Self {
+    pub fn new(disk: FaultyDisk, runs: Runs) -> Self {
         Self {
             disk,
             wal: None,
@@ -174,7 +192,9 @@ impl World {
             acked: Arc::default(),
             waiting: Vec::new(),
             term: 1,
-            prepare_ahead,
+            runs,
+            stepper: None,
+            heard: Arc::default(),
             faulted: false,
         }
     }
@@ -185,7 +205,7 @@ impl World {
 
     fn options(&self) -> Options {
         Options {
-            prepare_ahead: self.prepare_ahead,
+            prepare_ahead: self.runs == Runs::Ahead,
             ..options()
         }
     }
@@ -199,13 +219,23 @@ impl World {
             committed_floor: self.committed_floor.clone(),
             acked: Arc::new(AtomicUsize::new(self.acked.load(Ordering::SeqCst))),
             waiting: Vec::new(),
+            stepper: None,
+            heard: Arc::default(),
             ..*self
         }
     }
 
     /// Opens the log and checks what it found against what it may find.
     pub fn open(&mut self) -> Result<Recovered, Error> {
-        let (wal, found) = Wal::open(self.options(), Arc::new(self.disk.clone()))?;
+        let disk = Arc::new(self.disk.clone());
+        let (wal, found) = if self.runs == Runs::Stepped {
+            let (wal, found, stepper) = Wal::open_stepped(self.options(), disk, || {})?;
+            self.stepper = Some(stepper);
+            (wal, found)
+        } else {
+            Wal::open(self.options(), disk)?
+        };
+        self.heard.lock().unwrap().push(format!("{found:?}"));
         let seen = match State::seen(&wal, &found) {
             // The power may go after the log is open, while the next segment is being prepared.
             Err(error) if self.disk.is_off() => return Err(error),
@@ -247,7 +277,9 @@ impl World {
         let (tell, told) = mpsc::channel();
         self.waiting.push(told);
         let (state, acked) = (self.states.len() - 1, self.acked.clone());
+        let heard = self.heard.clone();
         Box::new(move |outcome| {
+            heard.lock().unwrap().push(format!("state {state}: {outcome:?}"));
             if outcome.is_ok() {
                 assert!(acked.swap(state, Ordering::SeqCst) <= state, "answers out of order");
             }
@@ -266,8 +298,24 @@ impl World {
 
     /// Waits for all answers; false if any was an error.
     pub fn wait(&mut self) -> bool {
+        while self.stepper.as_mut().is_some_and(Stepper::step) {}
         let told: Vec<_> = self.waiting.drain(..).map(|told| told.recv().unwrap()).collect();
         told.iter().all(Result::is_ok)
+    }
+
+    /// Waits until all is answered and nothing is being prepared either, whoever does that.
+    pub fn settle(&mut self) {
+        self.wait();
+        // What is refused writes nothing, and hears so after all that was to be done before it. The second time because
+        // a segment that could not be made is tried again in between.
+        for _ in 0..2 {
+            let (tell, told) = mpsc::channel();
+            let refused = vec![entry(0, u64::MAX, 0)];
+            let done = Box::new(move |outcome: Result<(), Error>| tell.send(outcome).unwrap());
+            self.wal.as_ref().unwrap().append(refused, done);
+            while self.stepper.as_mut().is_some_and(Stepper::step) {}
+            told.recv().unwrap().unwrap_err();
+        }
     }
 
     /// An index in the log, by a fraction of 255.
@@ -392,6 +440,19 @@ impl World {
                 self.down();
                 self.disk.power_loss(tear);
                 self.open().unwrap();
+            }
+            Step::Turn => {
+                if let Some(stepper) = &mut self.stepper {
+                    stepper.step();
+                }
+            }
+            Step::Kill => {
+                if let Some(stepper) = &mut self.stepper {
+                    stepper.kill();
+                    drop(wal);
+                    self.down();
+                    self.open().unwrap();
+                }
             }
             Step::FailSync(nth) => {
                 self.faulted = true;

@@ -9,7 +9,7 @@ use quorate_api::error::watch_cancel;
 use quorate_api::proto::etcdserverpb::WatchCreateRequest;
 use quorate_api::proto::etcdserverpb::watch_create_request::FilterType;
 use quorate_api::{KeyRange, Revision};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -61,7 +61,7 @@ impl Dispatcher {
         debug_assert!(self.streams[at].is_none(), "stream {id} opened twice");
         self.streams[at] = Some(Stream {
             outbox,
-            ids: HashMap::new(),
+            ids: BTreeMap::new(),
             next_id: 0,
             parked: Vec::new(),
             touched: false,

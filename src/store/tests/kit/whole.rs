@@ -10,7 +10,7 @@ use quorate_store::backend::{self, Applied};
 use quorate_store::command::Command;
 use quorate_store::{Applier, Options, Origin, Store};
 
-use super::Rng;
+use quorate_store::testing::Rng;
 
 pub fn options() -> Options {
     Options {

@@ -1,12 +1,13 @@
 //! The faulty twin of the place where the backend file has its name.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use quorate_store::backend::Error;
-use quorate_store::backend::disk::{Disk, Place};
+use parking_lot::{Mutex, MutexGuard};
 
-use super::disk::MemDisk;
+use super::{MemDisk, Rng, Survives};
+use crate::backend::Error;
+use crate::backend::disk::{Disk, Place};
 
 #[derive(Debug, Default)]
 struct State {
@@ -17,6 +18,8 @@ struct State {
     /// Where in the trace of the incoming file it got the name.
     renamed_at: Option<usize>,
     fail: Option<Fail>,
+    /// Incoming ones are made so.
+    crashable: bool,
 }
 
 /// Where an adoption breaks off.
@@ -26,6 +29,7 @@ pub enum Fail {
     FolderSync,
 }
 
+/// Clones are the same place.
 #[derive(Clone, Debug, Default)]
 pub struct MemPlace(Arc<Mutex<State>>);
 
@@ -36,12 +40,33 @@ impl MemPlace {
         place
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+    /// An empty one whose files know at any time what a loss of power would leave.
+    pub fn crashable() -> Self {
+        let place = Self::default();
+        place.state().crashable = true;
+        place
     }
 
+    /// The power goes, or, where everything survives, just the process: see [`MemDisk::power_loss`]. A file that was on
+    /// its way here is lost.
+    pub fn power_loss(&self, survives: Survives, rng: &mut Rng) -> Self {
+        let State { current, incoming, .. } = std::mem::take(&mut *self.state());
+        if let Some(incoming) = incoming {
+            incoming.power_loss(Survives::Nothing, rng);
+        }
+        let place = Self::crashable();
+        place.state().current = current.map(|disk| disk.power_loss(survives, rng));
+        place
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock()
+    }
+
+    /// # Panics
+    /// If no file has the name yet.
     pub fn disk(&self) -> MemDisk {
-        self.state().current.clone().unwrap()
+        self.state().current.clone().expect("a file that has the name")
     }
 
     pub fn make_next_of(&self, disk: MemDisk) {
@@ -71,7 +96,10 @@ impl Place for MemPlace {
     fn incoming(&self) -> Result<Arc<dyn Disk>, Error> {
         let mut state = self.state();
         assert!(state.incoming.is_none(), "one at a time");
-        let disk = state.next.take().unwrap_or_default();
+        let disk = state.next.take().unwrap_or_else(|| match state.crashable {
+            true => MemDisk::crashable(),
+            false => MemDisk::default(),
+        });
         state.incoming = Some(disk.clone());
         Ok(Arc::new(disk))
     }

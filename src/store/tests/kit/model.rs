@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use quorate_store::backend::{Applied, Backend, Change, Error, Options, Recovered, Row, RowId, SystemTable, View};
 
-use super::Rng;
-use super::disk::MemDisk;
+use quorate_store::testing::{MemDisk, Rng};
 
 pub const TABLES: [SystemTable; 7] = [
     SystemTable::Cluster,

@@ -2,11 +2,12 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use quorate_store::backend::disk::Disk;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::Rng;
+use crate::backend::disk::Disk;
 
 const SECTOR: usize = 512;
 const BLOCK: u64 = 4096;
@@ -63,8 +64,12 @@ struct State {
     blocks: HashSet<u64>,
     reserved: u64,
     capacity: Option<u64>,
+    /// What is safe, where that is asked for.
+    platter: Option<Replay>,
+    off: bool,
 }
 
+/// Clones are the same disk.
 #[derive(Clone, Debug, Default)]
 pub struct MemDisk(Arc<Mutex<State>>);
 
@@ -75,8 +80,41 @@ impl MemDisk {
         disk
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+    /// An empty one that knows at any time what a loss of power would leave.
+    pub fn crashable() -> Self {
+        Self::crashable_with(Vec::new())
+    }
+
+    fn crashable_with(image: Vec<u8>) -> Self {
+        let disk = Self::with_image(image.clone());
+        disk.state().platter = Some(Replay::new(image));
+        disk
+    }
+
+    /// The power goes, or, where everything survives, just the process. Whoever still has this disk hears nothing but
+    /// errors from now on; what it comes back as is another one.
+    ///
+    /// # Panics
+    /// If the disk was not made [`crashable`](Self::crashable).
+    pub fn power_loss(&self, survives: Survives, rng: &mut Rng) -> Self {
+        let mut state = self.state();
+        state.off = true;
+        let platter = state.platter.take();
+        drop(state);
+        let platter = platter.expect("a crashable disk, and its first crash");
+        Self::crashable_with(platter.power_loss(survives, rng))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock()
+    }
+
+    fn powered(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = self.state();
+        match state.off {
+            true => Err(io::Error::from_raw_os_error(5)),
+            false => Ok(state),
+        }
     }
 
     pub fn image(&self) -> Vec<u8> {
@@ -167,6 +205,15 @@ fn page_of(image: &[u8], page: u64) -> Vec<u8> {
 }
 
 impl State {
+    fn note(&mut self, op: impl Fn() -> Op) {
+        if self.tracing {
+            self.trace.push(op());
+        }
+        if let Some(platter) = &mut self.platter {
+            platter.take(op());
+        }
+    }
+
     fn check_room(&self, blocks: u64, reserved: u64) -> io::Result<()> {
         let used = blocks * BLOCK + reserved;
         if self.capacity.is_some_and(|capacity| used > capacity) {
@@ -178,11 +225,11 @@ impl State {
 
 impl Disk for MemDisk {
     fn size(&self) -> io::Result<u64> {
-        Ok(self.state().now.len() as u64)
+        Ok(self.powered()?.now.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.powered()?;
         if state.fail_reads {
             return Err(io::Error::from_raw_os_error(5));
         }
@@ -205,17 +252,15 @@ impl Disk for MemDisk {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.powered()?;
         state.now.resize(len as usize, 0);
         state.blocks.retain(|block| block * BLOCK < len);
-        if state.tracing {
-            state.trace.push(Op::SetLen(len));
-        }
+        state.note(|| Op::SetLen(len));
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.powered()?;
         if state.fail_write.is_some_and(|good| state.writes >= good) {
             return Err(io::Error::from_raw_os_error(5));
         }
@@ -232,26 +277,20 @@ impl Disk for MemDisk {
         state.blocks.extend(touched);
         if state.now.len() < end as usize {
             state.now.resize(end as usize, 0);
-            if state.tracing {
-                state.trace.push(Op::SetLen(end));
-            }
+            state.note(|| Op::SetLen(end));
         }
         state.now[offset as usize..end as usize].copy_from_slice(data);
-        if state.tracing {
-            state.trace.push(Op::Write(offset, data.to_vec()));
-        }
+        state.note(|| Op::Write(offset, data.to_vec()));
         Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.powered()?;
         if state.fail_sync.is_some_and(|good| state.syncs >= good) {
             return Err(io::Error::from_raw_os_error(5));
         }
         state.syncs += 1;
-        if state.tracing {
-            state.trace.push(Op::Sync);
-        }
+        state.note(|| Op::Sync);
         Ok(())
     }
 
@@ -274,6 +313,7 @@ impl Disk for MemDisk {
 }
 
 /// Plays a trace on the image it started from and cuts the power where it is asked to.
+#[derive(Debug)]
 pub struct Replay {
     durable: Vec<u8>,
     unsynced: Vec<Op>,
@@ -288,13 +328,17 @@ impl Replay {
     }
 
     pub fn step(&mut self, op: &Op) {
+        self.take(op.clone());
+    }
+
+    fn take(&mut self, op: Op) {
         match op {
             Op::Sync => {
                 for op in self.unsynced.drain(..) {
                     apply(&mut self.durable, &op, |_| true);
                 }
             }
-            op => self.unsynced.push(op.clone()),
+            op => self.unsynced.push(op),
         }
     }
 
