@@ -11,19 +11,25 @@
 //! the tail of each log is printed if the test failed.
 #![allow(clippy::unwrap_used)] // a test kit: a broken environment is a failed test
 
+pub mod background;
 pub mod binary;
+pub mod client;
 pub mod cluster;
 pub mod etcdctl;
 pub mod http;
+pub mod links;
 pub mod node;
 pub mod ports;
 pub mod raw;
+mod reaper;
 pub mod rpc;
 pub mod tls;
 pub mod wait;
 
 pub use binary::Binary;
+pub use client::Client;
 pub use cluster::Cluster;
 pub use etcdctl::Etcdctl;
+pub use links::Links;
 pub use node::{Config, Node, Stderr};
 pub use rpc::Rpc;

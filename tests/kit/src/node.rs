@@ -11,7 +11,8 @@ use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -19,7 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::binary::Binary;
 use crate::tls::Material;
 use crate::wait::until;
-use crate::{Etcdctl, Rpc, http, ports};
+use crate::{Etcdctl, Rpc, http, ports, reaper};
 
 /// A start, election included, is far quicker; this only bounds a test that would hang.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -45,8 +46,12 @@ pub struct Config {
     pub peer_port: u16,
     /// Set to give `/health`, `/metrics` and the like a plaintext port of their own.
     pub metrics_port: Option<u16>,
+    /// Where the other members are told to dial, when that is not the peer port itself (see [`crate::links`]).
+    pub advertised_peer_port: Option<u16>,
     /// Client TLS with client certificates required.
     pub tls: Option<Material>,
+    /// The same between members.
+    pub peer_tls: Option<Material>,
     /// `name=peer URL` of every founding member; empty means: this one alone.
     pub initial_cluster: String,
     /// `new` or `existing`.
@@ -78,7 +83,9 @@ impl Config {
             client_port: ports::free(),
             peer_port: ports::free(),
             metrics_port: None,
+            advertised_peer_port: None,
             tls: None,
+            peer_tls: None,
             initial_cluster: String::new(),
             initial_cluster_state: "new".to_owned(),
             extra: Vec::new(),
@@ -102,18 +109,26 @@ impl Config {
     }
 
     pub fn client_url(&self) -> String {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        format!("{scheme}://127.0.0.1:{}", self.client_port)
+        url(self.tls.as_ref(), self.client_port)
     }
 
+    /// Where it listens for peers.
     pub fn peer_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.peer_port)
+        url(self.peer_tls.as_ref(), self.peer_port)
+    }
+
+    /// Where peers are told to dial it.
+    pub fn advertised_peer_url(&self) -> String {
+        url(
+            self.peer_tls.as_ref(),
+            self.advertised_peer_port.unwrap_or(self.peer_port),
+        )
     }
 
     /// The flags, in the order etcd's suites give them.
     pub fn arguments(&self) -> Vec<String> {
         let initial_cluster = match self.initial_cluster.as_str() {
-            "" => format!("{}={}", self.name, self.peer_url()),
+            "" => format!("{}={}", self.name, self.advertised_peer_url()),
             given => given.to_owned(),
         };
         let mut arguments = vec![
@@ -121,7 +136,7 @@ impl Config {
             format!("--listen-client-urls={}", self.client_url()),
             format!("--advertise-client-urls={}", self.client_url()),
             format!("--listen-peer-urls={}", self.peer_url()),
-            format!("--initial-advertise-peer-urls={}", self.peer_url()),
+            format!("--initial-advertise-peer-urls={}", self.advertised_peer_url()),
             "--initial-cluster-token=new".to_owned(),
             format!("--data-dir={}", self.data_dir().display()),
             "--snapshot-count=10000".to_owned(),
@@ -137,6 +152,12 @@ impl Config {
             arguments.push(format!("--trusted-ca-file={}", tls.ca.display()));
             arguments.push("--client-cert-auth".to_owned());
         }
+        if let Some(tls) = &self.peer_tls {
+            arguments.push(format!("--peer-cert-file={}", tls.server.cert.display()));
+            arguments.push(format!("--peer-key-file={}", tls.server.key.display()));
+            arguments.push(format!("--peer-trusted-ca-file={}", tls.ca.display()));
+            arguments.push("--peer-client-cert-auth".to_owned());
+        }
         if self.binary.is_34() {
             arguments.push("--logger=zap".to_owned()); // the default of later versions
         }
@@ -145,11 +166,42 @@ impl Config {
     }
 }
 
+/// The process id of a node while it runs, for those who tell processes apart; zero while it does not.
+#[derive(Clone, Debug, Default)]
+pub struct RunningPid(Arc<AtomicI32>);
+
+impl RunningPid {
+    pub fn get(&self) -> Option<i32> {
+        Some(self.0.load(Ordering::Acquire)).filter(|pid| *pid != 0)
+    }
+
+    /// A process that no node runs, this one for instance.
+    #[cfg(test)]
+    pub(crate) fn of(pid: u32) -> Self {
+        Self(Arc::new(AtomicI32::new(pid.cast_signed())))
+    }
+
+    fn began(&self, pid: i32) {
+        self.0.store(pid, Ordering::Release);
+        reaper::runs(pid);
+    }
+
+    fn ended(&self) {
+        let pid = self.0.swap(0, Ordering::AcqRel);
+        if pid != 0 {
+            reaper::ended(pid);
+        }
+    }
+}
+
 /// A node, running or not. Killed when dropped.
 #[derive(Debug)]
 pub struct Node {
     pub config: Config,
     child: Option<Child>,
+    running_pid: RunningPid,
+    /// Stopped by SIGSTOP.
+    paused: AtomicBool,
     /// Where this start's part of the log begins.
     log_start: u64,
     /// How far the log was searched for panics.
@@ -169,17 +221,24 @@ impl Node {
 
     /// Starts without waiting.
     pub fn launch(config: Config) -> Self {
+        let mut node = Self::prepare(config);
+        node.spawn();
+        node
+    }
+
+    /// Does not start it: [`Self::restart`] or [`Self::relaunch`] does.
+    pub fn prepare(config: Config) -> Self {
         std::fs::create_dir_all(&config.dir).unwrap();
-        let mut node = Self {
+        Self {
             config,
             child: None,
+            running_pid: RunningPid::default(),
+            paused: AtomicBool::new(false),
             log_start: 0,
             searched: AtomicU64::new(0),
             told: AtomicBool::new(false),
             pipe: None,
-        };
-        node.spawn();
-        node
+        }
     }
 
     /// Starts a stopped node again on the same data and addresses, and waits until it serves.
@@ -228,6 +287,7 @@ impl Node {
         let child = command
             .spawn()
             .unwrap_or_else(|error| panic!("start {:?}: {error}", words[0]));
+        self.running_pid.began(Pid::from_child(&child).as_raw_nonzero().get());
         self.child = Some(child);
     }
 
@@ -309,7 +369,13 @@ impl Node {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill(); // gone already is as good
             child.wait().unwrap();
+            self.is_gone();
         }
+    }
+
+    fn is_gone(&mut self) {
+        self.running_pid.ended();
+        self.paused.store(false, Ordering::Relaxed);
     }
 
     /// SIGTERM, and how it ended. Fails the test when it does not end.
@@ -332,6 +398,7 @@ impl Node {
     pub fn wait_end(&mut self, limit: Duration) -> ExitStatus {
         let status = until(&format!("{} to end", self.config.name), limit, || self.poll());
         self.child = None;
+        self.is_gone();
         self.assert_no_panic();
         status
     }
@@ -343,11 +410,33 @@ impl Node {
     /// SIGSTOP.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
+        self.paused.store(true, Ordering::Relaxed);
     }
 
     /// SIGCONT.
     pub fn resume(&self) {
         self.signal(Signal::CONT);
+        self.paused.store(false, Ordering::Relaxed);
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Removes all that the member has stored, as a lost disk does. It must not be running.
+    pub fn wipe(&mut self) {
+        assert!(self.child.is_none(), "still running: {}", self.config.name);
+        match std::fs::remove_dir_all(self.config.data_dir()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                panic!("wipe {}: {error}", self.config.data_dir().display())
+            }
+            _ => {}
+        }
+    }
+
+    /// Follows this node over its restarts.
+    pub fn running_pid(&self) -> RunningPid {
+        self.running_pid.clone()
     }
 
     /// # Panics
@@ -403,8 +492,12 @@ impl Node {
         self.config.metrics_port.map(loopback)
     }
 
+    /// A connection of its own, with the client's certificate where clients need one.
     pub fn rpc(&self) -> Rpc {
-        Rpc::new(&self.config.client_url())
+        match &self.config.tls {
+            Some(material) => Rpc::with_tls(&self.config.client_url(), material),
+            None => Rpc::new(&self.config.client_url()),
+        }
     }
 
     pub fn etcdctl(&self) -> Etcdctl {
@@ -465,6 +558,11 @@ impl Drop for Node {
             );
         }
     }
+}
+
+fn url(tls: Option<&Material>, port: u16) -> String {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    format!("{scheme}://127.0.0.1:{port}")
 }
 
 fn loopback(port: u16) -> SocketAddr {

@@ -11,6 +11,9 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 
+use crate::background;
+use crate::tls::{Material, TlsDialler};
+
 /// Requests that a test means to be answered are answered within this, or the test fails.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
@@ -30,13 +33,24 @@ pub struct Bidi {
 impl Rpc {
     /// `endpoint` like `http://127.0.0.1:2379`. Connects on first use.
     pub fn new(endpoint: &str) -> Self {
-        let channel = Endpoint::from_shared(endpoint.to_owned())
-            .unwrap_or_else(|error| panic!("{endpoint}: {error}"))
-            .tcp_nodelay(true)
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20)
-            .connect_lazy();
-        Self { channel }
+        let _runtime = runtime();
+        Self {
+            channel: settings(endpoint).connect_lazy(),
+        }
+    }
+
+    /// `endpoint` like `https://127.0.0.1:2379`, with the material's client certificate.
+    pub fn with_tls(endpoint: &str, material: &Material) -> Self {
+        let (_, address) = endpoint
+            .split_once("https://")
+            .unwrap_or_else(|| panic!("{endpoint} is not https"));
+        let origin = endpoint.parse().unwrap_or_else(|error| panic!("{endpoint}: {error}"));
+        let _runtime = runtime();
+        // the address says plain since the dialler, not the channel, brings TLS; requests carry the origin
+        let settings = settings(&format!("http://{address}")).origin(origin);
+        Self {
+            channel: settings.connect_with_connector_lazy(TlsDialler::new(material)),
+        }
     }
 
     /// `path` like `/etcdserverpb.KV/Range`.
@@ -145,6 +159,22 @@ impl Bidi {
             Ok(Ok(None)) => Ok(None),
             Ok(Ok(Some(answer))) => decode("stream", answer).map(Some),
         }
+    }
+}
+
+fn settings(endpoint: &str) -> Endpoint {
+    Endpoint::from_shared(endpoint.to_owned())
+        .unwrap_or_else(|error| panic!("{endpoint}: {error}"))
+        .tcp_nodelay(true)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+}
+
+/// A channel lives on the runtime that it is made in: the caller's, or else the kit's.
+fn runtime() -> Option<tokio::runtime::EnterGuard<'static>> {
+    match tokio::runtime::Handle::try_current() {
+        Ok(_) => None,
+        Err(_) => Some(background::handle().enter()),
     }
 }
 

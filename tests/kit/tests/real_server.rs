@@ -4,7 +4,7 @@
 use std::os::unix::process::ExitStatusExt;
 
 use quorate_kit::tls::Material;
-use quorate_kit::{Binary, Cluster, Config, Node};
+use quorate_kit::{Binary, Config, Node};
 
 fn debian() -> Binary {
     Binary::at("/usr/bin/etcd")
@@ -35,13 +35,4 @@ fn mutual_tls_lets_the_client_in_and_the_stranger_out() {
     node.etcdctl().ok(&["put", "a", "1"]);
     let stranger = quorate_kit::Etcdctl::new(&node.config.client_url()).with_pair(&material, &material.stranger);
     stranger.fails(&["--dial-timeout=1s", "--command-timeout=2s", "get", "a"]);
-}
-
-#[test]
-fn three_members_found_a_cluster() {
-    let dir = tempfile::tempdir().unwrap();
-    let cluster = Cluster::start(&debian(), dir.path(), 3, |config| config);
-    let listed = cluster.nodes[0].etcdctl().json(&["member", "list"]);
-    assert_eq!(listed["members"].as_array().unwrap().len(), 3);
-    assert_eq!(cluster.endpoints().split(',').count(), 3);
 }
