@@ -1,9 +1,10 @@
 //! This member, as its request handlers see it: consensus, store and watch hub, the limits that were configured, and
 //! what every answer's header says.
 
+use crate::bootstrap::Identity;
 use crate::budget::Budget;
 use crate::metrics::counts::Counts;
-use quorate_api::proto::etcdserverpb::{AlarmType, ResponseHeader};
+use quorate_api::proto::etcdserverpb::{self as pb, AlarmType, ResponseHeader};
 use quorate_api::proto::quorate::AlarmSet;
 use quorate_api::{ClusterId, Error, MemberId, Revision, Status};
 use quorate_raft::barrier::BarrierError;
@@ -44,6 +45,10 @@ const LARGE_READS: usize = 4;
 pub struct Member {
     pub id: MemberId,
     pub cluster: ClusterId,
+    /// Of the data directory.
+    pub incarnation: u64,
+    /// What this member founded, or was told when it joined.
+    pub origin: Vec<pb::Member>,
     pub node: Arc<Node>,
     pub store: Store,
     pub hub: Hub,
@@ -58,8 +63,8 @@ pub struct Member {
 
 impl Member {
     pub fn new(
-        id: MemberId,
-        cluster: ClusterId,
+        identity: Identity,
+        origin: Vec<pb::Member>,
         node: Arc<Node>,
         hub: Hub,
         limits: Limits,
@@ -70,8 +75,10 @@ impl Member {
         let large_reads = Arc::new(Semaphore::new(LARGE_READS));
         let raising_nospace = AtomicBool::new(false);
         Self {
-            id,
-            cluster,
+            id: identity.member,
+            cluster: identity.cluster,
+            incarnation: identity.incarnation,
+            origin,
             node,
             store,
             hub,
@@ -110,7 +117,6 @@ impl Member {
             Err(_) => Error::Timeout,
             Ok(Err(ProposeError::TooManyRequests)) => Error::TooManyRequests,
             Ok(Err(ProposeError::NoSpace)) => Error::NoSpace,
-            Ok(Err(ProposeError::NotLeader)) => Error::NoLeader,
             Ok(Err(ProposeError::Unknown)) => Error::Timeout,
             Ok(Err(ProposeError::Stopped)) => Error::Stopped,
         };
@@ -121,7 +127,6 @@ impl Member {
     pub async fn linearize(&self) -> Result<(), Status> {
         match tokio::time::timeout(self.limits.request_timeout, self.node.barrier().pass()).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(BarrierError::LeaderChanged)) => Err(Error::LeaderChanged.into()),
             Ok(Err(BarrierError::Stopped)) => Err(Error::Stopped.into()),
             Err(_) => {
                 self.counts.slow_reads.inc();

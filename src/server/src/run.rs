@@ -9,43 +9,40 @@
 //!
 //! Nothing is written before all settings are known to be good.
 //!
+//! * [`start`] — files opened, consensus begun;
+//! * [`introduce`] — this member makes itself known to the cluster;
 //! * [`hub`] — watches: start, clock, complaints;
 //! * [`ports`] — bound and served;
 //! * [`notify`] — systemd.
 
 mod hub;
+mod introduce;
 mod notify;
 mod ports;
+mod start;
 
 use crate::api::v3::Services;
+use crate::bootstrap;
 use crate::bootstrap::addresses::{RESOLVE_PATIENCE, system_resolve};
 use crate::bootstrap::data_dir::DataDir;
 use crate::bootstrap::peers::http::HttpPeers;
-use crate::bootstrap::{self, Prepared};
-use crate::budget::Budget;
 use crate::config::{self, Config, Exit, Loaded, MetricsLevel};
 use crate::http::{NodeState, Ops};
 use crate::listen::{Gate, ListenLimits, Server};
 use crate::member::{Limits, Member};
 use crate::metrics::{self, counts::Counts};
 use crate::peer::dial::Dialer;
+use crate::peer::serve::PeerPort;
 use crate::rpc::{self, Rpc};
-use crate::state::{Roster, State};
+use crate::state::State;
 use crate::tls;
 use anyhow::{Context, anyhow};
 use ports::Ports;
-use quorate_api::proto::etcdserverpb as pb;
-use quorate_api::proto::quorate::{ClusterInit, MemberPublish};
-use quorate_raft::Node;
 use quorate_runtime::metrics::Registry;
 use quorate_runtime::telemetry::{FLUSH_PATIENCE, Level, Record, Telemetry};
-use quorate_store::command::Command;
-use quorate_store::event::EventBatch;
-use quorate_store::watch::Hub;
-use quorate_store::{EventSink, Store, validate};
-use quorate_wal::{LogPos, RealDisk, Wal};
+use quorate_store::validate;
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,7 +51,9 @@ use tracing::{info, warn};
 
 /// From the signal to the end, all of it takes less than the 1.5 s that etcd's own suites allow: calls get this long,
 /// log and store what is left of [`CLOSE_BY`], the rest is for threads and the last lines of the log.
-const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
+const DRAIN_PATIENCE: Duration = Duration::from_millis(300);
+/// The next leader is known within this time, or nobody can take over.
+const HAND_OVER_PATIENCE: Duration = Duration::from_millis(400);
 const CLOSE_BY: Duration = Duration::from_millis(1000);
 
 /// Then the process ends wherever it is. What was acknowledged is in the log.
@@ -62,9 +61,6 @@ const END_BY: Duration = Duration::from_millis(1300);
 
 /// How often the log is looked at for what can be purged.
 const PURGE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Memory for answers that are being put together, all requests together.
-const ANSWER_BYTES: usize = 256 << 20;
 
 /// Descriptors that are not for clients.
 const DESCRIPTORS_RESERVED: u64 = 150;
@@ -90,11 +86,13 @@ pub fn main() -> ExitCode {
     match &ended {
         Ok(Ended::Signal(signal)) => info!(signal, "stopped"),
         Ok(Ended::Fatal(reason)) => fatal(&telemetry, "the node can't go on", reason),
+        Ok(Ended::Removed) => warn!("this member has been removed from the cluster; stopping"),
         Err(error) => fatal(&telemetry, "discovery failed", &format!("{error:#}")),
     }
     telemetry.flush(FLUSH_PATIENCE);
     match ended {
         Ok(Ended::Signal(signal)) => die_by(signal),
+        Ok(Ended::Removed) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
 }
@@ -111,11 +109,13 @@ fn die_by(signal: i32) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Why a node that served has ended.
+/// Why a node has ended.
 #[derive(Clone)]
 enum Ended {
     Signal(i32),
     Fatal(String),
+    /// The cluster goes on without this member, for good.
+    Removed,
 }
 
 /// Ends the process if it has not ended by itself when its time is up: a disk may hang in a call that nobody can end.
@@ -133,6 +133,7 @@ fn end_in_time(telemetry: &Telemetry, ended: Ended) {
                 die_by(signal);
                 std::process::exit(0)
             }
+            Ended::Removed => std::process::exit(0),
             Ended::Fatal(_) => std::process::exit(1),
         }
     };
@@ -164,12 +165,16 @@ fn start(
     check_descriptors(descriptor_limit())?;
     let tls = tls::client_listeners(config)?;
     let peer_tls = tls::peer_listeners(config)?;
-    // Nobody is dialled yet; bad files are refused now and not when somebody is.
-    let _dialer = Dialer::new(config)?;
+    let dialer = Dialer::new(config)?;
     // Checked and bound first, so that a taken port or a bad certificate leaves no trace on disk.
     let bound = ports::bind_tcp(config)?;
     let (died_tx, mut died) = mpsc::unbounded_channel();
-    let on_fatal: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |reason| drop(died_tx.send(reason)));
+    let removed_tx = died_tx.clone();
+    let on_fatal: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |reason| drop(died_tx.send(Ended::Fatal(reason))));
+    let on_removed: Arc<dyn Fn() + Send + Sync> = Arc::new(move || drop(removed_tx.send(Ended::Removed)));
+    // Consensus and its links have threads of their own, so that heartbeats never starve behind requests.
+    let raft_runtime = quorate_raft::node::runtime()?;
+    let peers = PeerPort::default();
 
     let registry = Arc::new(Registry::new());
     let disk_metrics = Arc::new(metrics::disk::Disk::new(&registry, on_fatal.clone())?);
@@ -203,61 +208,89 @@ fn start(
         tls,
         peer_tls,
         gate,
+        peers: peers.clone(),
+        peer_runtime: raft_runtime.handle().clone(),
     };
     ports.serve(bound);
 
+    let member_started = parking_lot::Mutex::new(None);
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let starting = async {
         let settings = config.clone();
-        let peers = HttpPeers::new(runtime.handle().clone(), Dialer::default());
-        let prepare = move || bootstrap::prepare(&settings, &system_resolve, &peers, RESOLVE_PATIENCE);
+        let asked = HttpPeers::new(runtime.handle().clone(), dialer.clone());
+        let prepare = move || bootstrap::prepare(&settings, &system_resolve, &asked, RESOLVE_PATIENCE);
         let prepared = tokio::task::spawn_blocking(prepare)
             .await
             .context("start the member")??;
         ports.serve(ports::bind_unix(config)?);
-        let (config, state, disk) = (config.clone(), state.clone(), disk_metrics);
-        tokio::task::spawn_blocking(move || start_member(&config, &state, prepared, disk, counts, applied, on_fatal))
+        let starting = start::Starting {
+            config: config.clone(),
+            state: state.clone(),
+            disk: disk_metrics,
+            counts,
+            applied,
+            dialer,
+            runtime: raft_runtime,
+            on_fatal,
+            on_removed,
+        };
+        let (member, data_dir) = tokio::task::spawn_blocking(move || starting.open(prepared))
             .await
-            .context("start the member")?
+            .context("start the member")??;
+        // Others need this member in order to elect anybody, and it needs them.
+        peers.ready(member.node.service());
+        *member_started.lock() = Some((member.clone(), data_dir));
+        introduce::introduce(&member, config).await?;
+        Ok::<_, anyhow::Error>(member)
     };
-    let (signal, reason) = (
-        |signal: i32| Ok(Ended::Signal(signal)),
-        |reason| Ok(Ended::Fatal(reason)),
-    );
-    let (member, data_dir) = match runtime.block_on(async {
-        tokio::select! {
-            started = starting => Either::Left(started),
-            _ = terminate.recv() => Either::Right(libc_signal::TERM),
-            _ = interrupt.recv() => Either::Right(libc_signal::INT),
-        }
-    }) {
-        Either::Left(started) => match started {
-            Ok(started) => started,
-            // What failed first is why the rest did.
-            Err(error) => {
-                return Err(match died.try_recv() {
-                    Ok(why) => error.context(why),
-                    Err(_) => error,
-                });
-            }
-        },
-        // Before it serves there is nothing to hand over or to answer; the log takes care of the rest.
-        Either::Right(number) => return signal(number),
-    };
-    *locked = Some(data_dir);
-    state.ready(member.clone());
-    key.open();
-    notify::ready();
-    let progress = runtime.spawn(hub::tick(member.hub.clone(), config.watch_progress_notify_interval));
-
     let ended = runtime.block_on(async {
         tokio::select! {
-            _ = terminate.recv() => signal(libc_signal::TERM),
-            _ = interrupt.recv() => signal(libc_signal::INT),
-            Some(why) = died.recv() => reason(why),
+            started = starting => match started {
+                Ok(member) => Early::Serves(member),
+                Err(error) => Early::Failed(error),
+            },
+            _ = terminate.recv() => Early::Ended(Ended::Signal(libc_signal::TERM)),
+            _ = interrupt.recv() => Early::Ended(Ended::Signal(libc_signal::INT)),
+            Some(ended) = died.recv() => Early::Ended(ended),
         }
-    })?;
+    });
+    let started = member_started.lock().take();
+    let (member, data_dir) = match started {
+        Some((member, data_dir)) => (Some(member), Some(data_dir)),
+        None => (None, None),
+    };
+    *locked = data_dir;
+    let ended = match ended {
+        Early::Failed(error) => {
+            // What failed first is why the rest did.
+            return match died.try_recv() {
+                Ok(Ended::Fatal(why)) => Err(error.context(why)),
+                Ok(ended) => Ok(ended),
+                Err(_) => Err(error),
+            };
+        }
+        Early::Ended(ended) => ended,
+        Early::Serves(member) => {
+            state.ready(member.clone());
+            key.open();
+            notify::ready();
+            let progress = runtime.spawn(hub::tick(member.hub.clone(), config.watch_progress_notify_interval));
+            let ended = runtime.block_on(async {
+                tokio::select! {
+                    _ = terminate.recv() => Ended::Signal(libc_signal::TERM),
+                    _ = interrupt.recv() => Ended::Signal(libc_signal::INT),
+                    Some(ended) = died.recv() => ended,
+                }
+            });
+            progress.abort();
+            ended
+        }
+    };
+    let Some(member) = member else {
+        // There is nothing to hand over or to answer; the log takes care of the rest.
+        return Ok(ended);
+    };
     let asked = Instant::now();
     end_in_time(telemetry, ended.clone());
     if let Ended::Signal(number) = ended {
@@ -267,178 +300,26 @@ fn start(
             "interrupt"
         };
         info!(signal = name, "received signal; shutting down");
+        // Before the ports close: whoever is asked meanwhile knows the next leader, and what is under way ends there.
+        runtime.block_on(member.node.hand_over(HAND_OVER_PATIENCE));
     }
-    progress.abort();
     runtime.block_on(ports.server.shutdown(DRAIN_PATIENCE));
     member.node.stop(CLOSE_BY.saturating_sub(asked.elapsed()));
     member.hub.stop();
     Ok(ended)
 }
 
-enum Either<L, R> {
-    Left(L),
-    Right(R),
+/// How a start went on.
+enum Early {
+    Serves(Arc<Member>),
+    Failed(anyhow::Error),
+    Ended(Ended),
 }
 
 /// The numbers are the same on every system that this runs on.
 mod libc_signal {
     pub const INT: i32 = 2;
     pub const TERM: i32 = 15;
-}
-
-/// Opens what is on disk, replays what the log has, and makes itself known.
-fn start_member(
-    config: &Config,
-    state: &State,
-    prepared: Prepared,
-    disk: Arc<metrics::disk::Disk>,
-    counts: Arc<Counts>,
-    applied: Arc<metrics::applied::Applied>,
-    on_fatal: Arc<dyn Fn(String) + Send + Sync>,
-) -> anyhow::Result<(Arc<Member>, DataDir)> {
-    let Prepared {
-        data_dir,
-        identity,
-        start: _,
-        origin,
-    } = prepared;
-    if origin.members().len() > 1 {
-        return Err(anyhow!(
-            "the cluster has {} members; more than one is not yet supported by Quorate {QUORATE_VERSION}",
-            origin.members().len()
-        ));
-    }
-    let hub: Arc<OnceLock<Hub>> = Arc::default();
-    let (store, applier) = open_store(&data_dir, disk.clone(), hub.clone(), counts.clone())?;
-    if let Some(cluster) = store.cluster_id().filter(|cluster| *cluster != identity.cluster) {
-        return Err(anyhow!(
-            "{} holds data of cluster {cluster}, and this member is of cluster {}: the files in the data directory do \
-             not belong together",
-            data_dir.store().display(),
-            identity.cluster
-        ));
-    }
-    state.opened(Roster {
-        cluster: identity.cluster,
-        told: origin.members().to_vec(),
-        store: store.clone(),
-    });
-    let wal = open_wal(&data_dir, identity.incarnation, &store, disk, on_fatal.clone())?;
-    data_dir.mark_log_made()?;
-    let options = quorate_raft::Options {
-        member: identity.member.0,
-        heartbeat: config.heartbeat_interval,
-        election: config.election_timeout,
-        snapshot_count: config.snapshot_count,
-        catchup_entries: config.snapshot_catchup_entries,
-        observer: applied,
-        purge_interval: PURGE_INTERVAL,
-        on_fatal,
-    };
-    let node = Node::start(options, wal, store.clone(), applier)
-        .with_context(|| format!("recover from the data in {}", config.data_dir.display()))?;
-    let hub = hub::start(Arc::new(store), hub::options(message_bytes_max(config)), &hub)?;
-    let budget = Budget::new(ANSWER_BYTES);
-    let member = Arc::new(Member::new(
-        identity.member,
-        identity.cluster,
-        node,
-        hub,
-        limits(config),
-        counts,
-        budget,
-    ));
-    tokio::runtime::Handle::current().block_on(introduce(&member, config, origin.members().to_vec()))?;
-    Ok((member, data_dir))
-}
-
-fn open_store(
-    data_dir: &DataDir,
-    disk: Arc<metrics::disk::Disk>,
-    hub: Arc<OnceLock<Hub>>,
-    counts: Arc<Counts>,
-) -> anyhow::Result<(Store, quorate_store::Applier)> {
-    let mut options = quorate_store::Options::default();
-    options.backend.observer = disk;
-    let path = data_dir.store();
-    Store::open(&path, options, Box::new(ToHub { hub, counts })).with_context(|| format!("open {}", path.display()))
-}
-
-fn open_wal(
-    data_dir: &DataDir,
-    owner: u64,
-    store: &Store,
-    disk: Arc<metrics::disk::Disk>,
-    on_fatal: Arc<dyn Fn(String) + Send + Sync>,
-) -> anyhow::Result<Wal> {
-    let mut options = quorate_wal::Options::new(data_dir.wal());
-    options.owner = owner;
-    options.observer = disk;
-    // With its causes: the text of an error has its own part only.
-    options.on_fatal = Arc::new(move |error| on_fatal(format!("log: {:#}", anyhow::Error::new(error.clone()))));
-    let durable = store.durable().last;
-    let log_may_end_before = store.installed() == Some(durable);
-    options.applied = (durable.index > 0 && !log_may_end_before).then_some(LogPos {
-        term: durable.term,
-        index: durable.index,
-    });
-    let (wal, recovered) = Wal::open(options, Arc::new(RealDisk))
-        .with_context(|| format!("open the log in {}", data_dir.wal().display()))?;
-    if let Some(torn) = recovered.torn {
-        let (segment, offset) = (torn.segment, torn.offset);
-        warn!(%segment, offset, what = torn.what, "cut off a write that was never acknowledged");
-    }
-    Ok(wal)
-}
-
-/// Events from apply to the hub. None are missed for coming before the hub is there: watchers start from history.
-struct ToHub {
-    hub: Arc<OnceLock<Hub>>,
-    counts: Arc<Counts>,
-}
-
-impl EventSink for ToHub {
-    fn publish(&self, batches: Vec<Arc<EventBatch>>) {
-        self.counts.applied(&batches);
-        if let Some(hub) = self.hub.get() {
-            hub.publish(batches);
-        }
-    }
-
-    fn replaced(&self) {
-        if let Some(hub) = self.hub.get() {
-            hub.resync_all();
-        }
-    }
-}
-
-/// Puts the founding members into the replicated table, and this member's name and client URLs.
-async fn introduce(member: &Arc<Member>, config: &Config, founders: Vec<pb::Member>) -> anyhow::Result<()> {
-    if member.store.cluster_id().is_none() {
-        let init = ClusterInit {
-            cluster_id: member.cluster.0,
-            members: founders,
-        };
-        member
-            .propose(&Command::ClusterInit(init))
-            .await
-            .context("found the cluster")?;
-    }
-    let client_urls: Vec<String> = config.advertise_client_urls.iter().map(|url| url.raw.clone()).collect();
-    let known = member.store.member(member.id);
-    if known.is_none_or(|known| known.name != config.name || known.client_ur_ls != client_urls) {
-        let publish = MemberPublish {
-            id: member.id.0,
-            name: config.name.clone(),
-            client_urls,
-        };
-        member
-            .propose(&Command::MemberPublish(publish))
-            .await
-            .context("publish name and client URLs")?;
-    }
-    info!("member-id" = %member.id, "cluster-id" = %member.cluster, name = config.name, "published local member to cluster");
-    Ok(())
 }
 
 fn limits(config: &Config) -> Limits {

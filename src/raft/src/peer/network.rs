@@ -31,6 +31,9 @@ pub struct Peers(pub Arc<dyn Network>);
 pub struct Peer {
     network: Arc<dyn Network>,
     target: u64,
+    /// For appends. Within a replication stream an empty one, which tells of a commit, follows entries that it must not
+    /// overtake: the follower would miss what comes before it.
+    lane: Lane,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Peers {
@@ -40,6 +43,15 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
         Peer {
             network: self.0.clone(),
             target,
+            lane: Lane::Log,
+        }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, _node: &EmptyNode) -> Peer {
+        Peer {
+            network: self.0.clone(),
+            target,
+            lane: Lane::Control,
         }
     }
 }
@@ -65,7 +77,7 @@ impl Peer {
             Lane::Log
         };
         let request = Request::Append(message::put_append(request));
-        (sent, self.network.call(self.target, lane, request))
+        (sent, self.network.call(self.target, self.lane, request))
     }
 }
 

@@ -8,6 +8,7 @@ use crate::peer::serve::PeerPort;
 use crate::rpc::Rpc;
 use quorate_runtime::tls::ServerTls;
 use std::sync::Arc;
+use tokio::runtime::Handle;
 
 /// Bound places, not served yet.
 pub(super) struct Bound {
@@ -48,18 +49,21 @@ pub(super) struct Ports {
     /// Client ports are silent until it opens.
     pub gate: Gate,
     pub http: HttpService,
-    /// What other members are served by.
+    /// What other members are served by, and where.
     pub peers: PeerPort,
+    pub peer_runtime: Handle,
 }
 
 impl Ports {
     pub(super) fn serve(&self, bound: Bound) {
         let Bound { peers, clients, probes } = bound;
+        let entered = self.peer_runtime.enter();
         for binding in peers {
             let http = HttpService::peer(self.ops.clone());
             let service = Service::peer(self.peers.clone(), http, self.peer_tls.clone());
             self.server.serve(binding, service);
         }
+        drop(entered);
         for binding in probes {
             let http = HttpService::metrics(self.ops.clone());
             self.server.serve(binding, Service::metrics(http, self.tls.clone()));

@@ -145,7 +145,7 @@ async fn answer(member: &Member, mut incoming: Incoming, mut outgoing: Outgoing)
 async fn in_time<T>(member: &Member, asked: impl Future<Output = Result<T, LeaseError>>) -> Result<T, Status> {
     match tokio::time::timeout(member.limits.request_timeout, asked).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(LeaseError::NoLeader)) => Err(Error::NoLeader.into()),
+        Ok(Err(LeaseError::NotLeader)) => Err(Error::NoLeader.into()),
         Ok(Err(LeaseError::Stopped)) => Err(Error::Stopped.into()),
         Err(_) => Err(Error::Timeout.into()),
     }
