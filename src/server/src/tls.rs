@@ -61,7 +61,7 @@ pub fn peer_listeners(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>>
     };
     info!(
         "tls-info" = shown(&options),
-        "cipher-suites" = ?options.cipher_suites,
+        "cipher-suites" = options.cipher_suites.join(","),
         "starting with peer TLS"
     );
     let tls = ServerTls::load(options).context("load TLS certificates for peers")?;

@@ -87,6 +87,15 @@ impl Rules {
     }
 }
 
+/// An authority that was made anew under its old name did not sign what the old one did. To both sides that is an
+/// unknown authority, not a damaged message.
+fn of_chain(error: rustls::Error) -> rustls::Error {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+        other => other,
+    }
+}
+
 /// Asks the standard verifier of clients first and then the rules.
 #[derive(Debug)]
 pub(super) struct RuledClients {
@@ -111,7 +120,10 @@ impl ClientCertVerifier for RuledClients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self
+            .chain
+            .verify_client_cert(end_entity, intermediates, now)
+            .map_err(of_chain)?;
         self.rules.check(end_entity, intermediates)?;
         Ok(verified)
     }
@@ -163,7 +175,8 @@ impl ServerCertVerifier for RuledServers {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let verified = self
             .chain
-            .verify_server_cert(end_entity, intermediates, name, ocsp, now)?;
+            .verify_server_cert(end_entity, intermediates, name, ocsp, now)
+            .map_err(of_chain)?;
         self.rules.check(end_entity, intermediates)?;
         Ok(verified)
     }

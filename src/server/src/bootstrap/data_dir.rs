@@ -186,7 +186,9 @@ impl DataDir {
     pub fn open(root: &Path, wal_dir: Option<&Path>) -> Result<Self, Error> {
         let places = Places::new(root, wal_dir);
         places.check()?;
-        private::make_dir(root, places.holds_data()?, |name| matches!(name, "lock" | "member"))?;
+        private::make_dir(root, places.holds_data()?, |name| {
+            matches!(name, "lock" | "member" | "fixtures")
+        })?;
         private::warn_of_parent(root);
         let lock = lock::take(&root.join("lock"), "data directory")?;
         // The process that held the lock may have made the rest.

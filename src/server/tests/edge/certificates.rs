@@ -64,10 +64,25 @@ impl Authority {
     }
 
     fn leaf(&self, name: &str, common_name: &str, usage: ExtendedKeyUsagePurpose, expired: bool) -> Leaf {
+        self.issue(&[name], common_name, &[usage], expired)
+    }
+
+    /// One that serves and connects, from this machine.
+    pub fn peer(&self, common_name: &str) -> Leaf {
+        self.peer_at(&["localhost", "127.0.0.1"], common_name)
+    }
+
+    pub fn peer_at(&self, names: &[&str], common_name: &str) -> Leaf {
+        let both = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(names, common_name, &both, false)
+    }
+
+    pub fn issue(&self, names: &[&str], common_name: &str, usages: &[ExtendedKeyUsagePurpose], expired: bool) -> Leaf {
         let serial = self.next_serial.fetch_add(1, Ordering::SeqCst);
-        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name.push(DnType::CommonName, common_name);
-        params.extended_key_usages = vec![usage];
+        params.extended_key_usages = usages.to_vec();
         params.serial_number = Some(SerialNumber::from(serial));
         if expired {
             params.not_before = date_time_ymd(2020, 1, 1);
@@ -101,6 +116,12 @@ impl Authority {
     /// A certificate that may only serve.
     pub fn misused_client(&self) -> Leaf {
         self.leaf("client.example", "misused", ExtendedKeyUsagePurpose::ServerAuth, false)
+    }
+
+    /// Writes `NAME.pem` and `NAME-key.pem`.
+    pub fn write(&self, name: &str, leaf: &Leaf) {
+        std::fs::write(self.path(&format!("{name}.pem")), &leaf.cert).unwrap();
+        std::fs::write(self.path(&format!("{name}-key.pem")), &leaf.key).unwrap();
     }
 
     /// Writes `crl.pem`.

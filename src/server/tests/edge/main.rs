@@ -8,6 +8,7 @@ mod hostile;
 mod kit;
 mod limits;
 mod ops;
+mod asking;
 mod peers;
 mod protocol;
 mod shutdown;

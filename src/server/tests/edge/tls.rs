@@ -149,7 +149,7 @@ async fn revoked_cert_is_refused_on_every_listener() {
     let http = || HttpService::metrics(ops(&node));
     let server = Server::new(Default::default());
     let mut addrs = Vec::new();
-    for kind in 0..2 {
+    for kind in 0..3 {
         let binding = bind(&["https://127.0.0.1:0".parse().unwrap()], Default::default())
             .unwrap()
             .remove(0);
@@ -159,6 +159,7 @@ async fn revoked_cert_is_refused_on_every_listener() {
             binding,
             match kind {
                 0 => Service::client_http(http(), tls, quorate_server::listen::Gate::open()),
+                1 => Service::peer(HttpService::metrics(ops(&node)), tls),
                 _ => Service::metrics(http(), tls),
             },
         );
