@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use quorate_runtime::tls::Alpn;
 use quorate_server::config::{self, Config, Url};
 use quorate_server::http::HttpService;
+use quorate_server::peer::serve::PeerPort;
 use quorate_server::listen::{ListenLimits, Server, Service, bind};
 use quorate_server::peer::dial::{Dialer, PeerStream};
 use quorate_server::tls::peer_listeners;
@@ -131,7 +132,7 @@ fn serve_within(config: &Config, limits: ListenLimits) -> Peer {
     let addr = binding.local_addr().unwrap_or_else(|| ([0, 0, 0, 0], 0).into());
     let server = Server::new(limits);
     let http = HttpService::peer(ops(&Arc::new(Node::default())));
-    server.serve(binding, Service::peer(http, tls));
+    server.serve(binding, Service::peer(PeerPort::default(), http, tls));
     Peer { addr, _server: server }
 }
 

@@ -7,7 +7,7 @@ use quorate_api::proto::etcdserverpb::{self as pb};
 use quorate_api::proto::quorate as wire;
 use quorate_api::{KeyRange, LeaseId, MemberId, Revision};
 use quorate_store::backend::{self, Applied};
-use quorate_store::command::Command;
+use quorate_store::command::{Command, Outcome};
 use quorate_store::{Applier, Options, Origin, Store};
 
 use quorate_store::testing::Rng;
@@ -114,18 +114,20 @@ impl Feed {
         }
     }
 
-    pub fn apply(&mut self, applier: &mut Applier, command: Command) {
+    pub fn apply(&mut self, applier: &mut Applier, command: Command) -> Vec<Outcome> {
         self.index += 1;
         let origin = Origin {
             member: 1 + self.index % 3,
             boot: 1 + self.index / 100,
             sequence: self.index,
         };
-        let fresh = applier.apply_once(self.at(), origin, true, vec![command], &mut Vec::new());
+        let mut outcomes = Vec::new();
+        let fresh = applier.apply_once(self.at(), origin, true, vec![command], &mut outcomes);
         assert!(fresh.unwrap());
+        outcomes
     }
 
-    pub fn step(&mut self, store: &Store, applier: &mut Applier) {
+    pub fn step(&mut self, store: &Store, applier: &mut Applier) -> Vec<Outcome> {
         let rng = &mut self.rng;
         let key = |rng: &mut Rng| Bytes::from(format!("key/{:03}", rng.below(60)));
         let command = match rng.below(20) {
@@ -166,16 +168,19 @@ impl Feed {
                 })
             }
         };
-        self.apply(applier, command);
+        let outcomes = self.apply(applier, command);
         if self.rng.chance(30) {
             applier.compact_step(10).unwrap();
         }
+        outcomes
     }
 
     /// Ends with alarms raised, which forbid to write.
     pub fn steps(&mut self, count: usize, store: &Store, applier: &mut Applier) {
         self.alarms(applier, false);
-        (0..count).for_each(|_| self.step(store, applier));
+        for _ in 0..count {
+            self.step(store, applier);
+        }
         self.alarms(applier, true);
     }
 
