@@ -217,6 +217,7 @@ impl Writer {
             rows: done.rows,
             removed: Vec::new(),
             system: done.system,
+            origin: (fresh && origin.member != 0).then_some(origin),
         })?;
         self.applied = Some(entry);
         shared.publish(done.revision, entry.index);
@@ -314,6 +315,7 @@ impl Writer {
             rows: Vec::new(),
             removed,
             system,
+            origin: None,
         };
         Ok(self.shared.backend.push(change)?)
     }

@@ -281,6 +281,7 @@ impl Backend {
             rows,
             removed,
             system,
+            origin,
         } = change;
         {
             let mut control = self.shared.control.lock();
@@ -309,6 +310,7 @@ impl Backend {
             rows,
             removed,
             system,
+            origin,
             bytes,
         });
         drop(control);

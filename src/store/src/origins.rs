@@ -32,60 +32,46 @@ pub struct Origin {
     pub sequence: u64,
 }
 
-/// The newest batch of each member that was applied.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Origins {
-    by_member: BTreeMap<u64, Newest>,
+impl Origin {
+    /// What is stored of it.
+    pub(crate) fn record(self) -> (Bytes, Option<Bytes>) {
+        let Self { member, boot, sequence } = self;
+        let value = [boot.to_le_bytes(), sequence.to_le_bytes()].concat();
+        (name(member), Some(value.into()))
+    }
 }
 
-#[derive(Clone, Debug, PartialEq)]
-struct Newest {
-    /// Of the record. Kept, since every entry writes it.
-    name: Bytes,
-    boot: u64,
-    sequence: u64,
+/// The newest batch of each member that was applied, as (boot, sequence).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Origins {
+    by_member: BTreeMap<u64, (u64, u64)>,
 }
 
 impl Origins {
     pub fn get(&self, member: u64) -> Option<(u64, u64)> {
-        let newest = self.by_member.get(&member)?;
-        Some((newest.boot, newest.sequence))
+        self.by_member.get(&member).copied()
     }
 
     /// Whether a batch of this origin is to be applied; if so, it is the newest from here on.
-    pub fn advance(&mut self, origin: Origin, system: &mut Vec<SystemWrite>) -> bool {
-        let Origin { member, boot, sequence } = origin;
+    pub fn advance(&mut self, Origin { member, boot, sequence }: Origin) -> bool {
         if member == 0 {
             return true;
         }
-        let name = match self.by_member.entry(member) {
-            Entry::Occupied(newest) if (boot, sequence) <= (newest.get().boot, newest.get().sequence) => return false,
-            Entry::Occupied(mut newest) => {
-                let newest = newest.get_mut();
-                (newest.boot, newest.sequence) = (boot, sequence);
-                newest.name.clone()
-            }
+        let batch = (boot, sequence);
+        match self.by_member.entry(member) {
+            Entry::Occupied(newest) if batch <= *newest.get() => return false,
+            Entry::Occupied(mut newest) => *newest.get_mut() = batch,
             Entry::Vacant(first) => {
-                let name = Bytes::copy_from_slice(&member.to_be_bytes());
-                first.insert(Newest { name, boot, sequence }).name.clone()
+                first.insert(batch);
             }
-        };
-        let mut value = [0; 16];
-        value[..8].copy_from_slice(&boot.to_le_bytes());
-        value[8..].copy_from_slice(&sequence.to_le_bytes());
-        if system.is_empty() {
-            // Most entries write this record and no other.
-            system.reserve_exact(1);
         }
-        let value = Bytes::copy_from_slice(&value);
-        system.push((SystemTable::Origin, name, Some(value)));
         true
     }
 
     /// Of a member that is no more.
     pub fn forget(&mut self, member: u64, system: &mut Vec<SystemWrite>) {
-        if let Some(newest) = self.by_member.remove(&member) {
-            system.push((SystemTable::Origin, newest.name, None));
+        if self.by_member.remove(&member).is_some() {
+            system.push((SystemTable::Origin, name(member), None));
         }
     }
 
@@ -98,11 +84,11 @@ impl Origins {
         let Ok(sequence) = rest.try_into().map(u64::from_le_bytes) else {
             return false;
         };
-        let newest = Newest {
-            name: Bytes::copy_from_slice(name),
-            boot: u64::from_le_bytes(*boot),
-            sequence,
-        };
-        self.by_member.insert(member, newest).is_none()
+        self.by_member.insert(member, (u64::from_le_bytes(*boot), sequence));
+        true
     }
+}
+
+fn name(member: u64) -> Bytes {
+    Bytes::copy_from_slice(&member.to_be_bytes())
 }

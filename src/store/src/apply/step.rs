@@ -111,7 +111,7 @@ impl<'s> Step<'s> {
         if self.tables.members.is_removed(MemberId(origin.member)) {
             return false;
         }
-        self.tables.origins.advance(origin, &mut self.system)
+        self.tables.origins.advance(origin)
     }
 
     /// Runs one command to its outcome. An error is fatal.

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use crate::origins::Origin;
+
 /// Where a version lives: revision `main`, and `sub` for the change's place within its transaction. Orders as
 /// revisions do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,6 +77,9 @@ pub struct Change {
     pub removed: Vec<RowId>,
     /// In order; the last write to a record counts.
     pub system: Vec<SystemWrite>,
+    /// Whose batch it is, to be remembered. It would be a record among the others if not every entry had one; a write
+    /// to that record counts more.
+    pub origin: Option<Origin>,
 }
 
 /// What taking a row away costs until it is durable: its id, and its share of the pages that the commit rewrites.

@@ -14,6 +14,7 @@ use super::disk::Space;
 use super::error::Error;
 use super::pending::{Chunk, Pending};
 use super::view::Published;
+use crate::origins::Origin;
 
 /// A change on its way to the file. Its rows are in [`Pending`] too.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub(super) struct Queued {
     pub rows: Option<Arc<Chunk>>,
     pub removed: Vec<RowId>,
     pub system: Vec<SystemWrite>,
+    pub origin: Option<Origin>,
     pub bytes: usize,
 }
 
