@@ -336,7 +336,7 @@ fn start_member(
         counts,
         budget,
     ));
-    tokio::runtime::Handle::current().block_on(introduce(&member, config, founded))?;
+    tokio::runtime::Handle::current().block_on(introduce(&member, config, identity.incarnation, founded))?;
     Ok((member, data_dir))
 }
 
@@ -400,8 +400,13 @@ impl EventSink for ToHub {
     }
 }
 
-/// Puts the founding members into the replicated table, and this member's name and client URLs.
-async fn introduce(member: &Arc<Member>, config: &Config, founded: Option<InitialCluster>) -> anyhow::Result<()> {
+/// Puts the founding members into the replicated table, and this member's name, client URLs and data directory.
+async fn introduce(
+    member: &Arc<Member>,
+    config: &Config,
+    incarnation: u64,
+    founded: Option<InitialCluster>,
+) -> anyhow::Result<()> {
     if member.store.cluster_id().is_none() {
         let urls: Vec<String> = config
             .initial_advertise_peer_urls
@@ -425,16 +430,17 @@ async fn introduce(member: &Arc<Member>, config: &Config, founded: Option<Initia
     }
     let client_urls: Vec<String> = config.advertise_client_urls.iter().map(|url| url.raw.clone()).collect();
     let known = member.store.member(member.id);
-    if known.is_none_or(|known| known.name != config.name || known.client_ur_ls != client_urls) {
+    let is_new = member.store.incarnation(member.id) != Some(incarnation);
+    if is_new || known.is_none_or(|known| known.name != config.name || known.client_ur_ls != client_urls) {
         let publish = MemberPublish {
             id: member.id.0,
             name: config.name.clone(),
             client_urls,
+            incarnation,
         };
-        member
-            .propose(&Command::MemberPublish(publish))
-            .await
-            .context("publish name and client URLs")?;
+        let outcome = member.propose(&Command::MemberPublish(publish)).await;
+        let published = outcome.context("publish name and client URLs")?.result;
+        published.context("publish name and client URLs")?;
     }
     info!("member-id" = %member.id, "cluster-id" = %member.cluster, name = config.name, "published local member to cluster");
     Ok(())

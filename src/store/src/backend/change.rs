@@ -57,6 +57,8 @@ pub enum SystemTable {
     V2 = 7,
     /// The newest batch of each member that was applied.
     Origin = 8,
+    /// Which data directory a member has.
+    Incarnation = 9,
 }
 
 /// Sets (`Some`) or takes away (`None`) one system record.
