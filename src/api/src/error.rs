@@ -64,6 +64,8 @@ catalogue! {
     MemberLearnerNotReady = FailedPrecondition, "etcdserver: can only promote a learner member which is in sync with leader";
     TooManyLearners = FailedPrecondition, "etcdserver: too many learner members in cluster";
     UnhealthyCluster = Unavailable, "etcdserver: unhealthy cluster";
+    /// Ours: etcd counts the member for what it has lost.
+    MemberOtherData = FailedPrecondition, "the member has published from another data directory: its data was wiped, or it runs twice; remove the member and add it again";
     ClusterIdMismatch = FailedPrecondition, "etcdserver: cluster ID mismatch";
 
     // State of the server.

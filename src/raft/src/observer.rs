@@ -58,7 +58,11 @@ impl Op {
             Command::LeaseCheckpoint(_) => Op::LeaseCheckpoint,
             Command::AlarmSet(_) => Op::Alarm,
             Command::MemberPublish(_) => Op::MemberPublish,
-            Command::MemberPut(_) | Command::MemberRemove(_) | Command::ClusterInit(_) => Op::Membership,
+            Command::MemberAdd(_)
+            | Command::MemberRemove(_)
+            | Command::MemberUpdate(_)
+            | Command::MemberPromote(_)
+            | Command::ClusterInit(_) => Op::Membership,
         }
     }
 

@@ -1,6 +1,7 @@
 //! What does the state machine itself cost, at a million keys? Memory per key, a put and a get in the index, a put
 //! applied (batches of 100, values of 256 B, file in the background), reads of one, of 500 and of everything, the
-//! start, and compaction. One thread; no network, no log. `KEYS` sets the number of keys.
+//! start, and compaction. One thread; no network, no log. `KEYS` sets the number of keys. `-- origins` asks instead what
+//! it costs to remember whose batch an entry was.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +13,7 @@ use quorate_api::proto::etcdserverpb::{CompactionRequest, PutRequest, RangeReque
 use quorate_store::backend::{Applied, RowId};
 use quorate_store::command::Command;
 use quorate_store::mvcc::index::{Index, NewVersion};
-use quorate_store::{Applier, Options, Store};
+use quorate_store::{Applier, Options, Origin, Store};
 
 const VALUE_LEN: usize = 256;
 const BATCH: u64 = 100;
@@ -27,6 +28,18 @@ fn cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanos = stat.split_whitespace().next().and_then(|nanos| nanos.parse().ok());
     Duration::from_nanos(nanos.unwrap_or_default())
+}
+
+/// Of all threads, in ticks of 10 ms.
+fn process_cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks: u64 = fields
+        .skip(11)
+        .take(2)
+        .filter_map(|ticks| ticks.parse::<u64>().ok())
+        .sum();
+    Duration::from_millis(ticks * 10)
 }
 
 fn per(what: &str, count: u64, took: Duration) {
@@ -93,6 +106,45 @@ fn apply(applier: &mut Applier, index: &mut u64, commands: Vec<Command>) {
     applier.apply(entry, commands, &mut Vec::new()).unwrap();
 }
 
+/// What an entry costs by itself, and what of it is for remembering whose batch it was: entries of one put. By turns,
+/// since the machine is not alone.
+fn origins(keys: u64) {
+    const ROUNDS: u64 = 8;
+    let folder = tempfile::tempdir().unwrap();
+    let (store, mut applier) = Store::open(&folder.path().join("store"), Options::default(), Box::new(())).unwrap();
+    let mut index = 0;
+    let mut took = [(Duration::ZERO, Duration::ZERO); 2];
+    let mut outcomes = Vec::new();
+    for round in 0..ROUNDS * 2 {
+        let member = round % 2;
+        let (all, here) = (process_cpu(), cpu());
+        for n in 0..keys / ROUNDS {
+            let commands = puts(n, n + 1);
+            let started = cpu();
+            for command in commands {
+                index += 1;
+                let entry = Applied { index, term: 1 };
+                let origin = Origin {
+                    member,
+                    boot: 1,
+                    sequence: index,
+                };
+                outcomes.clear();
+                let fresh = applier.apply_once(entry, origin, true, vec![command], &mut outcomes);
+                assert!(fresh.unwrap());
+            }
+            took[member as usize].0 += cpu() - started;
+        }
+        store.flush().unwrap();
+        let here = cpu() - here;
+        took[member as usize].1 += (process_cpu() - all).saturating_sub(here);
+    }
+    for (what, (here, others)) in [("of nobody's", took[0]), ("remembered", took[1])] {
+        per(&format!("apply: entry of one put, {what}"), keys, here);
+        per(&format!("the backend's thread for it, {what}"), keys, others);
+    }
+}
+
 fn puts(from: u64, to: u64) -> Vec<Command> {
     let put = |n| {
         Command::Put(PutRequest {
@@ -109,6 +161,9 @@ fn main() {
         .ok()
         .and_then(|keys| keys.parse().ok())
         .unwrap_or(1_000_000);
+    if std::env::args().any(|arg| arg == "origins") {
+        return origins(keys);
+    }
     index(keys);
 
     let folder = tempfile::tempdir().unwrap();

@@ -227,6 +227,9 @@ impl Writer {
             rows: done.rows,
             removed: Vec::new(),
             system: done.system,
+            origin: fresh
+                .then(|| shared.tables.read().origins.passed(origin.member))
+                .flatten(),
         })?;
         self.applied = Some(entry);
         shared.publish(done.revision, entry.index);
@@ -324,6 +327,7 @@ impl Writer {
             rows: Vec::new(),
             removed,
             system,
+            origin: None,
         };
         Ok(self.shared.backend.push(change)?)
     }

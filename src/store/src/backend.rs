@@ -316,6 +316,7 @@ impl Backend {
             rows,
             removed,
             system,
+            origin,
         } = change;
         {
             let mut control = self.shared.control.lock();
@@ -343,6 +344,7 @@ impl Backend {
             rows,
             removed,
             system,
+            origin,
             bytes,
         });
         drop(control);

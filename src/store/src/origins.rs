@@ -39,13 +39,28 @@ pub(crate) struct Origins {
     by_member: BTreeMap<u64, Newest>,
 }
 
+/// What is stored of a member.
+#[derive(Clone, Copy, Debug)]
+pub struct Passed {
+    pub(crate) member: u64,
+    newest: Newest,
+}
+
+impl Passed {
+    pub(crate) fn record(self) -> (Bytes, Option<Bytes>) {
+        (name(self.member), Some(self.newest.value()))
+    }
+}
+
+fn name(member: u64) -> Bytes {
+    Bytes::copy_from_slice(&member.to_be_bytes())
+}
+
 /// Numbers back from the newest one for which it is known whether they were applied.
 const WINDOW: u64 = u64::BITS as u64;
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Newest {
-    /// Of the record. Kept, since every entry writes it.
-    name: Bytes,
     boot: u64,
     sequence: u64,
     /// Bit n: the batch n before the newest was applied. Bit 0 is the newest itself.
@@ -97,38 +112,35 @@ impl Origins {
         newest.is_some_and(|newest| newest.has_passed(origin.boot, origin.sequence))
     }
 
-    /// Whether a batch of this origin is to be applied; if so, it is the newest from here on.
-    pub fn advance(&mut self, origin: Origin, system: &mut Vec<SystemWrite>) -> bool {
-        let Origin { member, boot, sequence } = origin;
+    /// What to store of a member.
+    pub fn passed(&self, member: u64) -> Option<Passed> {
+        let newest = *self.by_member.get(&member)?;
+        Some(Passed { member, newest })
+    }
+
+    /// Whether a batch of this origin is to be applied; if so, it has passed from here on.
+    pub fn advance(&mut self, Origin { member, boot, sequence }: Origin) -> bool {
         if member == 0 {
             return true;
         }
-        let newest = match self.by_member.entry(member) {
+        match self.by_member.entry(member) {
             Entry::Occupied(newest) if newest.get().has_passed(boot, sequence) => return false,
-            Entry::Occupied(newest) => {
-                let newest = newest.into_mut();
-                newest.note(boot, sequence);
-                newest
+            Entry::Occupied(mut newest) => newest.get_mut().note(boot, sequence),
+            Entry::Vacant(first) => {
+                first.insert(Newest {
+                    boot,
+                    sequence,
+                    recent: 1,
+                });
             }
-            Entry::Vacant(first) => first.insert(Newest {
-                name: Bytes::copy_from_slice(&member.to_be_bytes()),
-                boot,
-                sequence,
-                recent: 1,
-            }),
-        };
-        if system.is_empty() {
-            // Most entries write this record and no other.
-            system.reserve_exact(1);
         }
-        system.push((SystemTable::Origin, newest.name.clone(), Some(newest.value())));
         true
     }
 
     /// Of a member that is no more.
     pub fn forget(&mut self, member: u64, system: &mut Vec<SystemWrite>) {
-        if let Some(newest) = self.by_member.remove(&member) {
-            system.push((SystemTable::Origin, newest.name, None));
+        if self.by_member.remove(&member).is_some() {
+            system.push((SystemTable::Origin, name(member), None));
         }
     }
 
@@ -144,7 +156,6 @@ impl Origins {
             return false;
         };
         let newest = Newest {
-            name: Bytes::copy_from_slice(name),
             boot: u64::from_le_bytes(*boot),
             sequence: u64::from_le_bytes(*sequence),
             recent: u64::from_le_bytes(*recent),
@@ -168,7 +179,7 @@ mod tests {
     #[test]
     fn each_batch_is_fresh_once_in_whatever_order_they_come() {
         let mut origins = Origins::default();
-        let mut fresh = |boot, sequence| origins.advance(origin(boot, sequence), &mut Vec::new());
+        let mut fresh = |boot, sequence| origins.advance(origin(boot, sequence));
         assert!(fresh(3, 1));
         assert!(fresh(3, 3));
         assert!(fresh(3, 2), "left behind by a newer one, and still wanted");
@@ -185,12 +196,11 @@ mod tests {
     #[test]
     fn what_is_remembered_reads_back() {
         let mut origins = Origins::default();
-        let mut system = Vec::new();
         for sequence in [1, 5, 3] {
-            origins.advance(origin(2, sequence), &mut system);
+            origins.advance(origin(2, sequence));
         }
         let mut restored = Origins::default();
-        let (_, name, value) = system.pop().unwrap();
+        let (name, value) = origins.passed(7).unwrap().record();
         assert!(restored.restore(&name, &value.unwrap()));
         assert_eq!(restored, origins);
         assert!(restored.has_passed(origin(2, 3)) && !restored.has_passed(origin(2, 4)));

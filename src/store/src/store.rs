@@ -182,6 +182,11 @@ impl Store {
         self.root.current.load().tables.read().members.get(id).cloned()
     }
 
+    /// Which data directory a member published from last; None before it did.
+    pub fn incarnation(&self, id: MemberId) -> Option<u64> {
+        self.root.current.load().tables.read().members.incarnation(id)
+    }
+
     /// The member was here once; its id never comes back.
     pub fn is_removed(&self, id: MemberId) -> bool {
         self.root.current.load().tables.read().members.is_removed(id)

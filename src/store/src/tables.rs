@@ -24,6 +24,7 @@ impl Tables {
             SystemTable::Cluster,
             SystemTable::Member,
             SystemTable::Removed,
+            SystemTable::Incarnation,
             SystemTable::Lease,
             SystemTable::Alarm,
             SystemTable::Origin,

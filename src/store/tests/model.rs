@@ -335,8 +335,11 @@ impl Run {
         }
         assert_eq!(store.members(), naive.members.values().cloned().collect::<Vec<_>>());
         assert_eq!(store.cluster_id(), naive.cluster.map(ClusterId));
-        (0..5).for_each(|id| assert_eq!(store.is_removed(MemberId(id)), naive.removed.contains(&id)));
-        (0..5).for_each(|id| assert_eq!(store.origin(id), naive.origins.get(&id).copied()));
+        for id in 0..8 {
+            assert_eq!(store.is_removed(MemberId(id)), naive.removed.contains(&id));
+            assert_eq!(store.incarnation(MemberId(id)), naive.incarnations.get(&id).copied());
+            assert_eq!(store.origin(id), naive.origins.get(&id).copied());
+        }
         let alarms: Vec<_> = store
             .alarms()
             .iter()
@@ -382,6 +385,15 @@ fn read_history(
 
 proptest! {
     #![proptest_config(chance::config(64))]
+    /// B32: members come, change and go as on paper, and after every crash. Who was removed stays removed.
+    #[test]
+    fn its_members_are_those_on_paper(steps in generate::memberships()) {
+        let mut run = Run::new();
+        steps.into_iter().for_each(|step| run.step(step));
+        run.store().flush().unwrap();
+        run.crash();
+    }
+
     /// B1, B7, B9, B11, B13, B18, B23, B44 and whatever else the store could get wrong.
     #[test]
     fn it_answers_as_the_one_on_paper(steps in generate::steps()) {

@@ -201,19 +201,29 @@ fn every_kind() -> Vec<Command> {
                 remaining_ttl: 9,
             }],
         }),
-        Command::MemberPut(wire::MemberPut {
-            member: Some(member.clone()),
+        Command::ClusterInit(wire::ClusterInit {
+            cluster_id: 1,
+            members: vec![member],
         }),
         Command::MemberPublish(wire::MemberPublish {
             id: 7,
             name: "seven".into(),
             client_urls: vec!["http://one:2379".into()],
+            incarnation: 77,
         }),
-        Command::MemberRemove(wire::MemberRemove { id: 7 }),
-        Command::ClusterInit(wire::ClusterInit {
-            cluster_id: 1,
-            members: vec![member],
+        Command::MemberAdd(wire::MemberAdd {
+            id: 8,
+            peer_urls: vec!["http://two:2380".into()],
+            is_learner: true,
+            max_learners: 1,
+            strict: true,
         }),
+        Command::MemberUpdate(wire::MemberUpdate {
+            id: 8,
+            peer_urls: vec!["http://three:2380".into()],
+        }),
+        Command::MemberPromote(wire::MemberPromote { id: 8, strict: true }),
+        Command::MemberRemove(wire::MemberRemove { id: 8, strict: true }),
         Command::AlarmSet(wire::AlarmSet {
             member_id: 7,
             alarm: 1,
@@ -371,8 +381,10 @@ fn apply_accepts_any_decodable_command() {
         }),
         revoke(0, 0),
         Command::LeaseCheckpoint(pb::LeaseCheckpointRequest::default()),
-        Command::MemberPut(wire::MemberPut { member: None }),
-        Command::MemberRemove(wire::MemberRemove { id: 0 }),
+        Command::MemberAdd(wire::MemberAdd::default()),
+        Command::MemberUpdate(wire::MemberUpdate::default()),
+        Command::MemberPromote(wire::MemberPromote::default()),
+        Command::MemberRemove(wire::MemberRemove::default()),
         Command::MemberPublish(wire::MemberPublish::default()),
         Command::ClusterInit(wire::ClusterInit::default()),
         Command::AlarmSet(wire::AlarmSet {

@@ -71,11 +71,6 @@ impl Peer {
             prev: request.prev_log_id,
             last: request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id),
         };
-        let lane = if request.entries.is_empty() {
-            Lane::Control
-        } else {
-            Lane::Log
-        };
         let request = Request::Append(message::put_append(request));
         (sent, self.network.call(self.target, self.lane, request))
     }

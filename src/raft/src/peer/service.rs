@@ -76,7 +76,7 @@ impl Service {
     /// The first incarnation that is seen of a member is the one that counts, until the table knows.
     fn check_incarnation(&self, hello: &pb::Hello) -> Result<(), Refusal> {
         let from = MemberId(hello.from);
-        let known = match None::<u64> {
+        let known = match self.parts.store.incarnation(from) {
             Some(known) => known,
             None => *self.parts.seen.lock().entry(hello.from).or_insert(hello.incarnation),
         };

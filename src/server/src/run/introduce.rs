@@ -38,11 +38,12 @@ pub(super) async fn introduce(member: &Arc<Member>, config: &Config) -> anyhow::
     let client_urls: Vec<String> = config.advertise_client_urls.iter().map(|url| url.raw.clone()).collect();
     let known = member.store.member(member.id);
     let same = known.is_some_and(|known| known.name == config.name && known.client_ur_ls == client_urls);
-    if !same {
+    if !same || member.store.incarnation(member.id) != Some(member.incarnation) {
         let publish = MemberPublish {
             id: member.id.0,
             name: config.name.clone(),
             client_urls,
+            incarnation: member.incarnation,
         };
         patiently(member, &Command::MemberPublish(publish))
             .await

@@ -11,16 +11,16 @@ use quorate_server::bootstrap::peers::http::HttpPeers;
 use quorate_server::bootstrap::peers::{Failure, Peers, Reply};
 use quorate_server::config::{self, Url};
 use quorate_server::http::{HttpService, Membership};
-use quorate_server::peer::serve::PeerPort;
 use quorate_server::listen::{Server, Service, bind};
 use quorate_server::peer::dial::Dialer;
+use quorate_server::peer::serve::PeerPort;
 
 use crate::kit::*;
 
 const SOON: Duration = Duration::from_secs(10);
 
 fn dialer() -> Dialer {
-    let config = config::load(["quorate".into()], std::iter::empty()).unwrap().config;
+    let config = config::load(["quorate".into()].into_iter(), std::iter::empty()).unwrap().config;
     Dialer::new(&config).unwrap()
 }
 
@@ -67,7 +67,10 @@ async fn our_own_peer_port_is_understood() {
             Some(addr) => format!("http://{addr}"),
             None => socket.clone(),
         });
-        server.serve(binding, Service::peer(PeerPort::default(), HttpService::peer(ops(&node)), None));
+        server.serve(
+            binding,
+            Service::peer(PeerPort::default(), HttpService::peer(ops(&node)), None),
+        );
     }
     // Members that start at the same time ask each other before they know who they are.
     let began = Instant::now();

@@ -1,6 +1,7 @@
 //! The edge of the server over real sockets: protocols, TLS, limits, texts, shutdown. The handlers behind it are toys.
 #![allow(clippy::unwrap_used)]
 
+mod asking;
 mod certificates;
 mod clients;
 mod flow;
@@ -8,7 +9,6 @@ mod hostile;
 mod kit;
 mod limits;
 mod ops;
-mod asking;
 mod peers;
 mod protocol;
 mod shutdown;

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use http::Request;
 use quorate_runtime::tls::{ServerTls, ServerTlsOptions, TlsVersion};
 use quorate_server::http::HttpService;
-use quorate_server::peer::serve::PeerPort;
 use quorate_server::listen::{Server, Service, bind};
+use quorate_server::peer::serve::PeerPort;
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -111,7 +111,7 @@ impl<'s> Step<'s> {
         if self.tables.members.is_removed(MemberId(origin.member)) {
             return false;
         }
-        self.tables.origins.advance(origin, &mut self.system)
+        self.tables.origins.advance(origin)
     }
 
     /// Runs one command to its outcome. An error is fatal.
@@ -150,8 +150,10 @@ impl<'s> Step<'s> {
             Command::Txn(txn) => (true, no_space && validate::txn_cost(txn) > 0),
             Command::DeleteRange(_) | Command::Compact(_) | Command::LeaseRevoke(_) => (true, false),
             Command::LeaseCheckpoint(_)
-            | Command::MemberPut(_)
+            | Command::MemberAdd(_)
             | Command::MemberRemove(_)
+            | Command::MemberUpdate(_)
+            | Command::MemberPromote(_)
             | Command::MemberPublish(_)
             | Command::ClusterInit(_)
             | Command::AlarmSet(_) => (false, false),
@@ -198,18 +200,26 @@ impl<'s> Step<'s> {
                 }
                 Ok(Reply::Done)
             }
-            Command::MemberPut(put) => {
-                self.tables.members.put(put.member, &mut self.system)?;
+            Command::MemberAdd(add) => {
+                self.tables.members.add(add, &mut self.system)?;
+                Ok(self.members())
+            }
+            Command::MemberUpdate(update) => {
+                self.tables.members.update(update, &mut self.system)?;
+                Ok(self.members())
+            }
+            Command::MemberPromote(promote) => {
+                self.tables.members.promote(promote, &mut self.system)?;
                 Ok(self.members())
             }
             Command::MemberRemove(remove) => {
-                self.tables.members.remove(remove.id, &mut self.system)?;
-                self.tables.origins.forget(remove.id, &mut self.system);
+                let id = remove.id;
+                self.tables.members.remove(remove, &mut self.system)?;
+                self.tables.origins.forget(id, &mut self.system);
                 Ok(self.members())
             }
             Command::MemberPublish(publish) => {
-                let (id, name, urls) = (publish.id, publish.name, publish.client_urls);
-                self.tables.members.publish(id, name, urls, &mut self.system)?;
+                self.tables.members.publish(publish, &mut self.system)?;
                 Ok(self.members())
             }
             Command::ClusterInit(init) => {

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use crate::origins::Passed;
+
 /// Where a version lives: revision `main`, and `sub` for the change's place within its transaction. Orders as
 /// revisions do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,6 +57,8 @@ pub enum SystemTable {
     V2 = 7,
     /// The newest batch of each member that was applied.
     Origin = 8,
+    /// Which data directory a member has.
+    Incarnation = 9,
 }
 
 /// Sets (`Some`) or takes away (`None`) one system record.
@@ -75,6 +79,9 @@ pub struct Change {
     pub removed: Vec<RowId>,
     /// In order; the last write to a record counts.
     pub system: Vec<SystemWrite>,
+    /// Whose batch it is and which of that member's have passed, to be remembered. It would be a record among the others if not every entry had one; a write
+    /// to that record counts more.
+    pub origin: Option<Passed>,
 }
 
 /// What taking a row away costs until it is durable: its id, and its share of the pages that the commit rewrites.

@@ -7,11 +7,12 @@ use std::rc::Rc;
 
 use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, Table};
 
-use super::change::{Applied, RowId};
+use super::change::{Applied, RowId, SystemTable};
 use super::disk::{Patient, Summed};
 use super::error::{During, Error};
 use super::format::{self, ROW_ID_LEN, stored_cost};
 use super::shared::Queued;
+use crate::origins::Passed;
 
 /// The state that the last commit left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -227,10 +228,20 @@ pub(super) type System<'t> = Table<'t, &'static [u8], &'static [u8]>;
 
 fn write_system(system: &mut System<'_>, batch: &[Queued], size: &mut Size) -> Result<(), Error> {
     let mut newest = BTreeMap::new();
-    for (table, key, value) in batch.iter().flat_map(|change| &change.system) {
-        newest.insert(format::system_key(*table, key), value);
+    let origins: BTreeMap<_, _> = batch
+        .iter()
+        .filter_map(|change| Some((change.origin?.member, change.origin?)))
+        .collect();
+    let origins: Vec<_> = origins.into_values().map(Passed::record).collect();
+    for (key, value) in &origins {
+        newest.insert((SystemTable::Origin, key), value);
     }
-    for (key, value) in newest {
+    // Behind those: one that a write takes away stays away, since nothing more is applied of its member.
+    for (table, key, value) in batch.iter().flat_map(|change| &change.system) {
+        newest.insert((*table, key), value);
+    }
+    for ((table, key), value) in newest {
+        let key = format::system_key(table, key);
         let old = match value {
             Some(value) => {
                 let record = format::encode_record(&key, value);

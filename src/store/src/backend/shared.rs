@@ -14,6 +14,7 @@ use super::disk::Space;
 use super::error::Error;
 use super::pending::{Chunk, Pending};
 use super::view::Published;
+use crate::origins::Passed;
 use crate::stepped::OnWork;
 
 /// A change on its way to the file. Its rows are in [`Pending`] too.
@@ -25,6 +26,7 @@ pub(super) struct Queued {
     pub rows: Option<Arc<Chunk>>,
     pub removed: Vec<RowId>,
     pub system: Vec<SystemWrite>,
+    pub origin: Option<Passed>,
     pub bytes: usize,
 }
 

@@ -77,6 +77,7 @@ pub fn picture(store: &Store) -> Picture {
     note("cluster", &store.cluster_id());
     for id in 0..20 {
         note("removed", &store.is_removed(MemberId(id)));
+        note("incarnation", &store.incarnation(MemberId(id)));
         note("origin", &store.origin(id));
     }
     note("alarms", &store.alarms());
@@ -150,10 +151,33 @@ impl Feed {
                     remaining_ttl: 9,
                 }],
             }),
-            4 => Command::MemberPut(wire::MemberPut {
-                member: Some(member(4 + rng.below(10), "two")),
+            4 => {
+                let id = 4 + rng.below(10);
+                match rng.below(4) {
+                    0 => Command::MemberUpdate(wire::MemberUpdate {
+                        id,
+                        peer_urls: vec![format!("http://three:{id}")],
+                    }),
+                    1 => Command::MemberPublish(wire::MemberPublish {
+                        id,
+                        name: format!("m{id}"),
+                        client_urls: vec![format!("http://client:{id}")],
+                        incarnation: rng.below(2),
+                    }),
+                    2 => Command::MemberPromote(wire::MemberPromote { id, strict: false }),
+                    _ => Command::MemberAdd(wire::MemberAdd {
+                        id,
+                        peer_urls: vec![format!("http://two:{id}")],
+                        is_learner: rng.chance(50),
+                        max_learners: 3,
+                        strict: false,
+                    }),
+                }
+            }
+            5 => Command::MemberRemove(wire::MemberRemove {
+                id: 4 + rng.below(10),
+                strict: rng.chance(50),
             }),
-            5 => Command::MemberRemove(wire::MemberRemove { id: 4 + rng.below(10) }),
             6 => Command::Compact(pb::CompactionRequest {
                 revision: store.revision().0 - 20,
                 physical: false,

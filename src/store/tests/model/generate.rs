@@ -173,14 +173,61 @@ fn txn() -> impl Strategy<Value = pb::TxnRequest> {
     txn_of(op()).prop_filter("a key is put once", duplicates)
 }
 
+/// Few enough that they clash, and with blanks around some.
+fn urls() -> impl Strategy<Value = Vec<String>> {
+    let url = (0..9u8, prop::bool::weighted(0.1)).prop_map(|(host, blanks)| match blanks {
+        false => format!("http://peer{host}:2380"),
+        true => format!(" http://peer{host}:2380 "),
+    });
+    prop::collection::vec(url, 1..3)
+}
+
 fn member() -> impl Strategy<Value = pb::Member> {
-    (0..4u64, 0..4u8, any::<bool>(), any::<bool>()).prop_map(|(id, url, named, is_learner)| pb::Member {
+    (1..7u64, urls(), any::<bool>(), prop::bool::weighted(0.2)).prop_map(|(id, urls, named, is_learner)| pb::Member {
         id,
         name: if named { format!("m{id}") } else { String::new() },
-        peer_ur_ls: vec![format!("http://peer{url}:2380")],
+        peer_ur_ls: urls,
         client_ur_ls: Vec::new(),
         is_learner,
     })
+}
+
+fn membership_command() -> impl Strategy<Value = Command> {
+    let id = || 0..7u64;
+    let strict = || prop::bool::weighted(0.7);
+    let add = (id(), urls(), any::<bool>(), 0..3u64, strict()).prop_map(
+        |(id, peer_urls, is_learner, max_learners, strict)| {
+            Command::MemberAdd(wire::MemberAdd {
+                id,
+                peer_urls,
+                is_learner,
+                max_learners,
+                strict,
+            })
+        },
+    );
+    let update = (id(), urls()).prop_map(|(id, peer_urls)| Command::MemberUpdate(wire::MemberUpdate { id, peer_urls }));
+    let promote = (id(), strict()).prop_map(|(id, strict)| Command::MemberPromote(wire::MemberPromote { id, strict }));
+    let remove = (id(), strict()).prop_map(|(id, strict)| Command::MemberRemove(wire::MemberRemove { id, strict }));
+    let publish = (id(), prop::bool::weighted(0.1)).prop_map(|(id, wiped)| {
+        Command::MemberPublish(wire::MemberPublish {
+            id,
+            name: format!("published {id}"),
+            client_urls: vec![format!("http://client{id}:2379")],
+            incarnation: if wiped { 99 } else { id },
+        })
+    });
+    let members = prop::collection::vec(member(), 1..3);
+    let init = (1..9u64, members)
+        .prop_map(|(cluster_id, members)| Command::ClusterInit(wire::ClusterInit { cluster_id, members }));
+    prop_oneof![
+        8 => add,
+        2 => update,
+        4 => promote,
+        3 => remove,
+        8 => publish,
+        1 => init,
+    ]
 }
 
 fn command() -> impl Strategy<Value = Command> {
@@ -190,19 +237,6 @@ fn command() -> impl Strategy<Value = Command> {
     let checkpoint = (1..4i64, 0..50i64).prop_map(|(id, remaining_ttl)| {
         Command::LeaseCheckpoint(pb::LeaseCheckpointRequest {
             checkpoints: vec![pb::LeaseCheckpoint { id, remaining_ttl }],
-        })
-    });
-    let publish = (0..4u64).prop_map(|id| {
-        Command::MemberPublish(wire::MemberPublish {
-            id,
-            name: format!("published {id}"),
-            client_urls: vec![format!("http://client{id}:2379")],
-        })
-    });
-    let init = (1..9u64, member()).prop_map(|(cluster_id, member)| {
-        Command::ClusterInit(wire::ClusterInit {
-            cluster_id,
-            members: vec![member],
         })
     });
     // Mostly cleared, or nothing else would ever run.
@@ -221,10 +255,7 @@ fn command() -> impl Strategy<Value = Command> {
         8 => grant,
         5 => revoke,
         2 => checkpoint,
-        1 => member().prop_map(|member| Command::MemberPut(wire::MemberPut { member: Some(member) })),
-        1 => (0..4u64).prop_map(|id| Command::MemberRemove(wire::MemberRemove { id })),
-        1 => publish,
-        1 => init,
+        4 => membership_command(),
         3 => alarm,
     ]
 }
@@ -253,7 +284,7 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
         }
     };
     let step = prop_oneof![
-        24 => (prop::collection::vec(command(), 1..5), 0..4u64, turn()).prop_map(|(commands, member, turn)| Step::Entry(commands, member, turn)),
+        24 => (prop::collection::vec(command(), 1..5), 0..7u64, turn()).prop_map(|(commands, member, turn)| Step::Entry(commands, member, turn)),
         1 => Just(Step::Blank),
         6 => prop::collection::vec(range(), 1..4).prop_map(Step::Read),
         3 => txn().prop_map(read_only).prop_map(Step::Txn),
@@ -262,4 +293,22 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Crash),
     ];
     prop::collection::vec(step, 1..40)
+}
+
+/// A cluster that grows and shrinks.
+pub fn memberships() -> impl Strategy<Value = Vec<Step>> {
+    let found = (prop::collection::vec(member(), 1..4)).prop_map(|members| {
+        let init = Command::ClusterInit(wire::ClusterInit { cluster_id: 5, members });
+        Step::Entry(vec![init], 0, Turn::Next)
+    });
+    let commands = prop::collection::vec(membership_command(), 1..4);
+    let step = prop_oneof![
+        30 => (commands, 0..7u64, turn()).prop_map(|(commands, member, turn)| Step::Entry(commands, member, turn)),
+        2 => Just(Step::Flush),
+        2 => Just(Step::Crash),
+    ];
+    (found, prop::collection::vec(step, 1..80)).prop_map(|(first, mut steps)| {
+        steps.insert(0, first);
+        steps
+    })
 }

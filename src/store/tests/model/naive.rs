@@ -34,6 +34,7 @@ pub struct Naive {
     pub members: BTreeMap<u64, pb::Member>,
     pub removed: BTreeSet<u64>,
     pub origins: BTreeMap<u64, (u64, u64)>,
+    pub incarnations: BTreeMap<u64, u64>,
 }
 
 impl Naive {
@@ -48,6 +49,7 @@ impl Naive {
             members: BTreeMap::new(),
             removed: BTreeSet::new(),
             origins: BTreeMap::new(),
+            incarnations: BTreeMap::new(),
         }
     }
 
@@ -216,38 +218,83 @@ impl Naive {
                 }
                 Ok(Reply::Done)
             }
-            MemberPut(put) => {
-                let mut member = put.member.unwrap_or_default();
-                if member.id == 0 || self.removed.contains(&member.id) {
+            MemberAdd(add) => {
+                let voters = self.voters();
+                let started = voters.iter().filter(|voter| !voter.name.is_empty()).count();
+                let lone = voters.len() == 1 && started == 1;
+                if add.strict && !add.is_learner && !lone && 2 * started <= voters.len() + 1 {
+                    return Err(Error::MemberNotEnoughStarted);
+                }
+                if add.id == 0 || self.removed.contains(&add.id) {
                     return Err(Error::MemberNotFound);
                 }
-                let clash = |other: &pb::Member| {
-                    other.id != member.id && other.peer_ur_ls.iter().any(|url| member.peer_ur_ls.contains(url))
-                };
-                if self.members.values().any(clash) {
+                if self.members.contains_key(&add.id) {
+                    return Err(Error::MemberExists);
+                }
+                if self.is_taken(add.id, &add.peer_urls) {
                     return Err(Error::PeerUrlExists);
                 }
-                member.peer_ur_ls.sort();
-                if let Some(old) = self.members.get(&member.id) {
-                    if member.name.is_empty() {
-                        member.name = old.name.clone();
-                    }
-                    if member.client_ur_ls.is_empty() {
-                        member.client_ur_ls = old.client_ur_ls.clone();
-                    }
-                    member.is_learner = member.is_learner && old.is_learner;
+                if add.is_learner && self.members.len() - voters.len() + 1 > add.max_learners as usize {
+                    return Err(Error::TooManyLearners);
                 }
+                let member = pb::Member {
+                    id: add.id,
+                    name: String::new(),
+                    peer_ur_ls: tidy(&add.peer_urls),
+                    client_ur_ls: Vec::new(),
+                    is_learner: add.is_learner,
+                };
                 self.members.insert(member.id, member);
                 Ok(self.member_list())
             }
+            MemberUpdate(update) => {
+                if !self.members.contains_key(&update.id) {
+                    return Err(Error::MemberNotFound);
+                }
+                if self.is_taken(update.id, &update.peer_urls) {
+                    return Err(Error::PeerUrlExists);
+                }
+                if let Some(member) = self.members.get_mut(&update.id) {
+                    member.peer_ur_ls = tidy(&update.peer_urls);
+                }
+                Ok(self.member_list())
+            }
+            MemberPromote(promote) => {
+                let voters = self.voters();
+                let started = voters.iter().filter(|voter| !voter.name.is_empty()).count();
+                let few = promote.strict && 2 * (started + 1) <= voters.len() + 1;
+                let member = self.members.get_mut(&promote.id).ok_or(Error::MemberNotFound)?;
+                if few {
+                    return Err(Error::MemberNotEnoughStarted);
+                }
+                if !std::mem::take(&mut member.is_learner) {
+                    return Err(Error::MemberNotLearner);
+                }
+                Ok(self.member_list())
+            }
             MemberRemove(remove) => {
-                self.members.remove(&remove.id).ok_or(Error::MemberNotFound)?;
+                let was_learner = self.members.get(&remove.id).is_some_and(|member| member.is_learner);
+                let known = self.members.remove(&remove.id).ok_or(Error::MemberNotFound);
+                let voters = self.voters();
+                let started = voters.iter().filter(|voter| !voter.name.is_empty()).count();
+                if remove.strict && !was_learner && 2 * started <= voters.len() {
+                    return Err(Error::MemberNotEnoughStarted);
+                }
+                let known = known?;
+                let last = voters.is_empty() || (started == 0 && !known.name.is_empty());
+                if last && !known.is_learner {
+                    return Err(Error::MemberNotEnoughStarted);
+                }
                 self.removed.insert(remove.id);
+                self.incarnations.remove(&remove.id);
                 self.origins.remove(&remove.id);
                 Ok(self.member_list())
             }
             MemberPublish(publish) => {
                 let member = self.members.get_mut(&publish.id).ok_or(Error::MemberNotFound)?;
+                if *self.incarnations.entry(publish.id).or_insert(publish.incarnation) != publish.incarnation {
+                    return Err(Error::MemberOtherData);
+                }
                 member.name = publish.name;
                 member.client_ur_ls = publish.client_urls;
                 Ok(self.member_list())
@@ -257,6 +304,9 @@ impl Naive {
                     self.cluster = Some(init.cluster_id);
                     self.members
                         .extend(init.members.into_iter().map(|member| (member.id, member)));
+                    for member in self.members.values_mut() {
+                        member.peer_ur_ls = tidy(&member.peer_ur_ls);
+                    }
                 }
                 Ok(Reply::Done)
             }
@@ -276,6 +326,23 @@ impl Naive {
                 Ok(Reply::Alarm((set.active || there).then_some(answer)))
             }
         }
+    }
+
+    fn voters(&self) -> Vec<pb::Member> {
+        self.members
+            .values()
+            .filter(|member| !member.is_learner)
+            .cloned()
+            .collect()
+    }
+
+    fn is_taken(&self, id: u64, urls: &[String]) -> bool {
+        let others = self.members.values().filter(|member| member.id != id);
+        let taken: BTreeSet<&str> = others
+            .flat_map(|member| &member.peer_ur_ls)
+            .map(String::as_str)
+            .collect();
+        urls.iter().any(|url| taken.contains(url.trim()))
     }
 
     fn member_list(&self) -> Reply {
@@ -531,4 +598,11 @@ fn event(change: &Change, prev: Option<i64>) -> Event {
         key: change.key.clone(),
         prev: prev.map(Revision),
     }
+}
+
+/// As the table keeps URLs.
+fn tidy(urls: &[String]) -> Vec<String> {
+    let mut urls: Vec<_> = urls.iter().map(|url| url.trim().to_owned()).collect();
+    urls.sort();
+    urls
 }
