@@ -14,8 +14,10 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// Entries are read back in pieces of about this many bytes, for apply after a restart as for slow followers, so that
 /// memory never follows the length of the log.
@@ -27,6 +29,49 @@ pub struct LogStore {
     wal: Wal,
     /// Payload bytes appended by this process.
     appended: Arc<AtomicU64>,
+    syncs: Arc<Syncs>,
+}
+
+/// Appends that are not on disk yet, and since when none of them came to be.
+struct Syncs {
+    under_way: AtomicUsize,
+    start: Instant,
+    /// Milliseconds after `start`: when the last one ended, or the first began.
+    moved: AtomicU64,
+}
+
+impl Default for Syncs {
+    fn default() -> Self {
+        Self {
+            under_way: AtomicUsize::new(0),
+            start: Instant::now(),
+            moved: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Syncs {
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn begin(&self) {
+        if self.under_way.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.moved.store(self.now(), Ordering::Release);
+        }
+    }
+
+    fn end(&self) {
+        self.moved.store(self.now(), Ordering::Release);
+        self.under_way.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn stuck_for(&self) -> Duration {
+        if self.under_way.load(Ordering::Acquire) == 0 {
+            return Duration::ZERO;
+        }
+        Duration::from_millis(self.now().saturating_sub(self.moved.load(Ordering::Acquire)))
+    }
 }
 
 impl LogStore {
@@ -34,12 +79,18 @@ impl LogStore {
         Self {
             wal,
             appended: Arc::default(),
+            syncs: Arc::default(),
         }
     }
 
     /// Payload bytes appended by this process so far: with it, purging follows the size of the log.
     pub fn appended_bytes(&self) -> u64 {
         self.appended.load(Ordering::Relaxed)
+    }
+
+    /// For how long the disk has not made anything durable of what waits for it.
+    pub fn stuck_for(&self) -> Duration {
+        self.syncs.stuck_for()
     }
 
     /// Entries of `range`, up to about `max_bytes` of them but at least one if there is one.
@@ -219,7 +270,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .collect();
         let bytes: usize = entries.iter().map(|entry| entry.payload.len()).sum();
         self.appended.fetch_add(bytes as u64, Ordering::Relaxed);
-        let done = Box::new(move |result: Result<(), _>| callback.io_completed(result.map_err(other)));
+        self.syncs.begin();
+        let syncs = self.syncs.clone();
+        let done = Box::new(move |result: Result<(), _>| {
+            syncs.end();
+            callback.io_completed(result.map_err(other));
+        });
         match reserved {
             true => self.wal.append_reserved(entries, done),
             false => self.wal.append(entries, done),

@@ -6,11 +6,12 @@
 //! * [`observe`] — who leads, and the end of consensus;
 //! * [`membership`] — raft's voters follow the members table;
 //! * [`progress`] — how far others are;
-//! * [`transfer`] — leadership given away;
+//! * [`transfer`] — leadership given away; [`disk`] — when the disk hangs;
 //! * [`leases`] — keepalive and time to live;
 //! * [`expiry`], [`purge`] — what the node does by itself;
 //! * [`stop`] — ends it, within a time.
 
+mod disk;
 mod expiry;
 mod leases;
 mod membership;
@@ -41,6 +42,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 pub use leases::LeaseError;
 pub use start::{StartError, runtime};
@@ -120,6 +122,8 @@ struct View {
     leader: AtomicU64,
     leader_changes: AtomicU64,
     led: watch::Sender<Leadership>,
+    /// When the present leader became known.
+    elected: Mutex<Option<Instant>>,
 }
 
 impl Default for View {
@@ -129,6 +133,7 @@ impl Default for View {
             leader: AtomicU64::new(0),
             leader_changes: AtomicU64::new(0),
             led: watch::Sender::new(Leadership::default()),
+            elected: Mutex::new(None),
         }
     }
 }
@@ -183,6 +188,11 @@ impl Node {
 
     pub fn leader(&self) -> Option<u64> {
         Some(self.parts.view.leader.load(Ordering::Relaxed)).filter(|leader| *leader != 0)
+    }
+
+    /// Since when the present leader has been known; `None` before the first.
+    pub fn led_for(&self) -> Option<Duration> {
+        self.parts.view.elected.lock().map(|at| at.elapsed())
     }
 
     /// Who leads, to wait on.

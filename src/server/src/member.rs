@@ -114,13 +114,42 @@ impl Member {
         let error = match answer {
             Ok(Ok(outcome)) => return Ok(outcome),
             Err(_) if self.node.leader().is_none() => Error::DeadlineExceeded,
-            Err(_) => Error::Timeout,
+            Err(_) => self.timed_out(begun.elapsed()),
             Ok(Err(ProposeError::TooManyRequests)) => Error::TooManyRequests,
             Ok(Err(ProposeError::NoSpace)) => Error::NoSpace,
             Ok(Err(ProposeError::Unknown)) => Error::Timeout,
             Ok(Err(ProposeError::Stopped)) => Error::Stopped,
         };
         Err(error.into())
+    }
+
+    /// Why a proposal that was made so long ago may not have come through, in etcd's words.
+    fn timed_out(&self, ago: Duration) -> Error {
+        // The leader before was lost up to two election timeouts before this one was known.
+        let lost_and_found = self
+            .node
+            .led_for()
+            .is_some_and(|led| led < ago && ago < led.saturating_add(self.limits.election_timeout * 2));
+        if lost_and_found {
+            return Error::TimeoutLeaderFail;
+        }
+        let connected = self.node.connected(ago);
+        let in_touch = match self.node.leader() {
+            Some(leader) if leader == self.id.0 => {
+                let voters = self.store.members().into_iter().filter(|member| !member.is_learner);
+                let (there, all) = voters.fold((0, 0), |(there, all), voter| {
+                    (there + usize::from(connected.contains(&voter.id)), all + 1)
+                });
+                there > all / 2
+            }
+            Some(leader) => connected.contains(&leader),
+            None => true,
+        };
+        if in_touch {
+            Error::Timeout
+        } else {
+            Error::TimeoutConnectionLost
+        }
     }
 
     /// Waits until a local read sees everything that was acknowledged before the call.

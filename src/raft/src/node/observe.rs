@@ -10,6 +10,7 @@ use openraft::error::Fatal;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::time::Instant;
 use tracing::{error, info};
 
 /// Runs until consensus ends. Unless that was wanted, everybody who waits hears of it, and the process should end.
@@ -79,6 +80,7 @@ impl super::View {
         self.led.send_if_modified(|led| std::mem::replace(led, now) != now);
         if before != leader && leader != 0 {
             self.leader_changes.fetch_add(1, Ordering::Relaxed);
+            *self.elected.lock() = Some(Instant::now());
             info!(term, leader = format_args!("{leader:x}"), "elected leader");
         }
     }

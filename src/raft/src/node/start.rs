@@ -1,7 +1,7 @@
 //! Opens the parts of consensus in order and recovers.
 
 use super::observe::{ended, observe};
-use super::{Identity, Node, Options, Parts, View, expiry, membership, purge};
+use super::{Identity, Node, Options, Parts, View, disk, expiry, membership, purge};
 use crate::barrier::{self, Barrier};
 use crate::lessor::{Lessor, Monotonic};
 use crate::log_store::LogStore;
@@ -173,6 +173,7 @@ impl Node {
         tasks.push(tokio::spawn(expiry::run(parts.clone())));
         tasks.push(tokio::spawn(membership::run(parts.clone())));
         tasks.push(tokio::spawn(parts.clone().watch_removal()));
+        tasks.push(tokio::spawn(disk::run(parts.clone(), log.clone(), options.heartbeat)));
         let schedule = purge::Schedule {
             every: options.purge_interval,
             entries: options.snapshot_count,

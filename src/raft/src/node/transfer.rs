@@ -69,14 +69,14 @@ impl Node {
 }
 
 impl Parts {
-    fn voters(&self) -> BTreeSet<u64> {
+    pub(super) fn voters(&self) -> BTreeSet<u64> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         metrics.membership_config.voter_ids().collect()
     }
 
     /// Tries the candidates, the furthest first, until this member does not lead any more.
-    async fn give_to(&self, candidates: &[u64]) {
+    pub(super) async fn give_to(&self, candidates: &[u64]) {
         self.proposer.hold(true);
         let mut led = self.view.led.subscribe();
         let mut tried = BTreeSet::new();

@@ -60,6 +60,7 @@ impl rpc::Api for Services {
             Method::ClusterMemberList => cluster::member_list(member, message).await,
             Method::MaintenanceStatus => maintenance::status(member, message),
             Method::MaintenanceAlarm => maintenance::alarm(member, message).await,
+            Method::MaintenanceMoveLeader => maintenance::move_leader(member, message).await,
             Method::MaintenanceHashKv => maintenance::hash_kv(member, message).await,
             Method::HealthCheck => health::check(message),
             Method::HealthList => health::list(message),

@@ -20,7 +20,9 @@ use crate::kit::*;
 const SOON: Duration = Duration::from_secs(10);
 
 fn dialer() -> Dialer {
-    let config = config::load(["quorate".into()].into_iter(), std::iter::empty()).unwrap().config;
+    let config = config::load(["quorate".into()].into_iter(), std::iter::empty())
+        .unwrap()
+        .config;
     Dialer::new(&config).unwrap()
 }
 

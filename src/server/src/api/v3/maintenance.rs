@@ -6,7 +6,8 @@ use crate::rpc::Reply as RpcReply;
 use bytes::Bytes;
 use quorate_api::proto::etcdserverpb::{self as pb, AlarmType, alarm_request::AlarmAction};
 use quorate_api::proto::quorate::AlarmSet;
-use quorate_api::{Error, Status, version};
+use quorate_api::{Error, MemberId, Status, version};
+use quorate_raft::node::TransferError;
 use quorate_store::command::{Command, Reply};
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,6 +40,34 @@ pub fn status(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> 
             .map_or(-1, |quota| quota.try_into().unwrap_or(i64::MAX)),
         downgrade_info: Some(pb::DowngradeInfo::default()),
     })
+}
+
+/// Asked of the leader; done when another leads.
+pub async fn move_leader(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
+    let request: pb::MoveLeaderRequest = decode(message)?;
+    let is_voter = |target: &pb::Member| !target.is_learner;
+    if member.node.leader() != Some(member.id.0) {
+        return Err(Error::NotLeader.into());
+    }
+    if !member
+        .store
+        .member(MemberId(request.target_id))
+        .is_some_and(|target| is_voter(&target))
+    {
+        return Err(Error::BadLeaderTransferee.into());
+    }
+    match member
+        .node
+        .transfer(request.target_id, member.limits.request_timeout)
+        .await
+    {
+        Ok(()) => reply(&pb::MoveLeaderResponse {
+            header: Some(member.header_now()),
+        }),
+        Err(TransferError::NotLeader) => Err(Error::NotLeader.into()),
+        Err(TransferError::BadTarget) => Err(Error::BadLeaderTransferee.into()),
+        Err(TransferError::Timeout) => Err(Error::TimeoutLeaderTransfer.into()),
+    }
 }
 
 pub async fn alarm(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {

@@ -68,7 +68,7 @@ fn nobody_to_ask_and_nobody_who_answers() {
 }
 
 #[test]
-fn mismatches_are_told_as_etcd_tells_them() {
+fn mismatches_are_told_of_etcd_tells_them() {
     let two = vec![member(1, &[A], true), member(2, &[B], false)];
     assert_eq!(
         refusal(&Scripted::default().members(A, CLUSTER, &two)),
@@ -221,7 +221,7 @@ fn versions_of_all_that_answer_must_fit() {
 fn a_cluster_of_etcd_is_not_joined() {
     let peers = Scripted::default()
         .members(A, CLUSTER, &three())
-        .from_etcd()
+        .of_etcd()
         .version(A, "3.7.0");
     assert_eq!(
         refusal(&peers),

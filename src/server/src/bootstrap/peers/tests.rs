@@ -10,7 +10,7 @@ fn reply(cluster: &str, body: &str) -> Reply {
 }
 
 #[test]
-fn a_list_of_members_is_read_as_etcd_writes_it() {
+fn a_list_of_members_is_read_of_etcd_writes_it() {
     let body = concat!(
         r#"[{"id":10276657743932975437,"peerURLs":["http://10.0.0.1:2380"],"isLearner":true},"#,
         r#"{"id":7,"peerURLs":["http://10.0.0.2:2380"],"name":"m1","clientURLs":["http://10.0.0.2:2379"],"new":{"x":1}},"#,
