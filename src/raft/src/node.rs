@@ -5,11 +5,13 @@
 //! * [`start`] — opens the parts in order and recovers;
 //! * [`observe`] — who leads, and the end of consensus;
 //! * [`leases`] — keepalive and time to live;
+//! * [`members`] — who is connected, and who has caught up;
 //! * [`expiry`], [`purge`] — what the node does by itself;
 //! * [`stop`] — ends it, within a time.
 
 mod expiry;
 mod leases;
+mod members;
 mod observe;
 mod purge;
 mod start;
