@@ -179,7 +179,6 @@ const AT_REST: &[(&str, &[&str])] = &[
             "etcd_grpc_proxy_events_coalescing_total",
             "etcd_grpc_proxy_watchers_coalescing_total",
             "etcd_mvcc_hash_duration_seconds",
-            "etcd_server_learner_promote_successes",
             "etcd_server_snapshot_apply_in_progress_total",
             "etcd_snap_db_fsync_duration_seconds",
             "etcd_snap_db_save_total_duration_seconds",

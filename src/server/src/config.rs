@@ -102,6 +102,11 @@ pub struct Config {
     /// `--grpc-keepalive-timeout`; none: it waits for ever
     pub grpc_keepalive_timeout: Option<Duration>,
 
+    /// `--strict-reconfig-check`
+    pub strict_reconfig_check: bool,
+    /// `--max-learners`
+    pub max_learners: u64,
+
     /// `--snapshot-count`: applied entries between two trims of the raft log
     pub snapshot_count: u64,
     /// `--snapshot-catchup-entries`

@@ -27,11 +27,24 @@ pub struct Limits {
     pub txn_ops: usize,
     /// `--quota-backend-bytes`; `None`: no quota.
     pub quota_bytes: Option<u64>,
+    /// `--strict-reconfig-check`
+    pub strict_reconfig: bool,
+    /// `--max-learners`
+    pub max_learners: u64,
     /// How long a request may wait for consensus: 5 s and two election timeouts.
     pub request_timeout: Duration,
     pub election_timeout: Duration,
     /// Shortest lease: one and a half election timeouts, in whole seconds.
     pub lease_ttl_min_secs: i64,
+}
+
+fn refused(error: ProposeError) -> Error {
+    match error {
+        ProposeError::TooManyRequests => Error::TooManyRequests,
+        ProposeError::NoSpace => Error::NoSpace,
+        ProposeError::Unknown => Error::Timeout,
+        ProposeError::Stopped => Error::Stopped,
+    }
 }
 
 /// What etcd's internal request adds to a client's, as part of what `--max-request-bytes` is compared with: tag and
@@ -90,6 +103,11 @@ impl Member {
         }
     }
 
+    /// This member has no vote, and serves little.
+    pub fn is_learner(&self) -> bool {
+        self.store.is_learner(self.id)
+    }
+
     /// A header that speaks of `revision`, with the term as it is now.
     pub fn header(&self, revision: Revision) -> ResponseHeader {
         ResponseHeader {
@@ -115,10 +133,7 @@ impl Member {
             Ok(Ok(outcome)) => return Ok(outcome),
             Err(_) if self.node.leader().is_none() => Error::DeadlineExceeded,
             Err(_) => self.timed_out(begun.elapsed()),
-            Ok(Err(ProposeError::TooManyRequests)) => Error::TooManyRequests,
-            Ok(Err(ProposeError::NoSpace)) => Error::NoSpace,
-            Ok(Err(ProposeError::Unknown)) => Error::Timeout,
-            Ok(Err(ProposeError::Stopped)) => Error::Stopped,
+            Ok(Err(error)) => refused(error),
         };
         Err(error.into())
     }
@@ -161,6 +176,15 @@ impl Member {
                 self.counts.slow_reads.inc();
                 Err(Error::Timeout.into())
             }
+        }
+    }
+
+    /// Whether a learner has caught up with the leader.
+    pub async fn is_in_sync(&self, learner: u64) -> Result<bool, Status> {
+        let asked = self.node.is_in_sync(learner);
+        match tokio::time::timeout(self.limits.request_timeout, asked).await {
+            Ok(answer) => answer.map_err(|error| refused(error).into()),
+            Err(_) => Err(Error::Timeout.into()),
         }
     }
 

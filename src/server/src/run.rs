@@ -330,6 +330,8 @@ fn limits(config: &Config) -> Limits {
     Limits {
         request_bytes: usize::try_from(config.max_request.0).unwrap_or(usize::MAX),
         txn_ops: config.max_txn_ops,
+        strict_reconfig: config.strict_reconfig_check,
+        max_learners: config.max_learners,
         quota_bytes: config.quota_backend.map(|quota| quota.0),
         request_timeout: Duration::from_secs(5) + config.election_timeout * 2,
         election_timeout: config.election_timeout,

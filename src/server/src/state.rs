@@ -91,7 +91,7 @@ impl NodeState for State {
     }
 
     fn is_learner(&self) -> bool {
-        false
+        self.member().is_some_and(|member| member.is_learner())
     }
 
     fn probe_linearizable(&self) -> ProbeFuture<'_> {

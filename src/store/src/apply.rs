@@ -220,6 +220,10 @@ impl Writer {
             }
         }
         let done = step.finish();
+        if done.system.iter().any(|(table, ..)| *table == SystemTable::Member) {
+            let learners = shared.tables.read().members.learners();
+            shared.learners.store(Arc::new(learners));
+        }
         shared.backend.push(Change {
             applied: entry,
             revision: done.revision,

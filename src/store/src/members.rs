@@ -52,6 +52,11 @@ impl Members {
         self.by_id.get(&id.0)
     }
 
+    pub fn learners(&self) -> Vec<u64> {
+        let learners = self.by_id.values().filter(|member| member.is_learner);
+        learners.map(|member| member.id).collect()
+    }
+
     pub fn is_removed(&self, id: MemberId) -> bool {
         self.removed.contains(&id.0)
     }

@@ -106,6 +106,8 @@ pub(crate) struct Shared {
     pub values: Values,
     pub reads: Arc<OpenReads>,
     pub hashes: Hashes,
+    /// Those of `tables`, for who asks with every request and can't wait for the lock.
+    pub learners: ArcSwap<Vec<u64>>,
     /// The thread and those who wait for it stay, whatever file it works on.
     pub compaction: Arc<Compaction>,
     pub range_bytes_max: usize,
@@ -180,6 +182,11 @@ impl Store {
 
     pub fn member(&self, id: MemberId) -> Option<Member> {
         self.root.current.load().tables.read().members.get(id).cloned()
+    }
+
+    /// The member is there and has no vote. For who asks with every request: it waits for nothing.
+    pub fn is_learner(&self, id: MemberId) -> bool {
+        self.root.current.load().learners.load().contains(&id.0)
     }
 
     /// Which data directory a member published from last; None before it did.

@@ -133,6 +133,9 @@ impl Run {
         assert_eq!(store.revision().0, self.naive.revision);
         assert_eq!(store.compacted(), self.naive.compacted);
         assert_eq!(store.applied_index(), index);
+        for member in store.members() {
+            assert_eq!(store.is_learner(MemberId(member.id)), member.is_learner);
+        }
     }
 
     /// Applies, and compares the events with what really changed. B7: each is there once.
@@ -337,6 +340,8 @@ impl Run {
         assert_eq!(store.cluster_id(), naive.cluster.map(ClusterId));
         for id in 0..8 {
             assert_eq!(store.is_removed(MemberId(id)), naive.removed.contains(&id));
+            let learner = naive.members.get(&id).is_some_and(|member| member.is_learner);
+            assert_eq!(store.is_learner(MemberId(id)), learner);
             assert_eq!(store.incarnation(MemberId(id)), naive.incarnations.get(&id).copied());
             assert_eq!(store.origin(id), naive.origins.get(&id).copied());
         }

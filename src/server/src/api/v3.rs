@@ -17,6 +17,7 @@ use crate::state::State;
 use bytes::Bytes;
 use prost::Message;
 use quorate_api::error::transport;
+use quorate_api::proto::etcdserverpb as pb;
 use quorate_api::{Code, Error, Status};
 use std::sync::Arc;
 
@@ -31,9 +32,12 @@ impl Services {
         Self { state }
     }
 
-    /// Metadata that etcd's interceptors look at, in their order.
-    fn admit(&self, call: &CallContext) -> Result<&Arc<Member>, Status> {
+    /// What etcd's interceptors look at, in their order. `message`: the request, where there is just one.
+    fn admit(&self, method: Method, call: &CallContext, message: Option<&Bytes>) -> Result<&Arc<Member>, Status> {
         let member = self.state.member().ok_or(Error::Stopped)?;
+        if member.is_learner() && !is_for_learners(method, message) {
+            return Err(Error::NotSupportedForLearner.into());
+        }
         if call.client_api_version().is_err() {
             return Err(Error::InvalidClientApiVersion.into());
         }
@@ -46,7 +50,7 @@ impl Services {
 
 impl rpc::Api for Services {
     async fn unary(&self, method: Method, call: &CallContext, message: Bytes) -> Result<Reply, Status> {
-        let member = self.admit(call)?;
+        let member = self.admit(method, call, Some(&message))?;
         match method {
             Method::KvPut => kv::put(member, message).await,
             Method::KvRange => range::range(member, message).await,
@@ -58,6 +62,10 @@ impl rpc::Api for Services {
             Method::LeaseTimeToLive => lease::time_to_live(member, message).await,
             Method::LeaseLeases => lease::leases(member, message).await,
             Method::ClusterMemberList => cluster::member_list(member, message).await,
+            Method::ClusterMemberAdd => cluster::member_add(member, message).await,
+            Method::ClusterMemberRemove => cluster::member_remove(member, message).await,
+            Method::ClusterMemberUpdate => cluster::member_update(member, message).await,
+            Method::ClusterMemberPromote => cluster::member_promote(member, message).await,
             Method::MaintenanceStatus => maintenance::status(member, message),
             Method::MaintenanceAlarm => maintenance::alarm(member, message).await,
             Method::MaintenanceMoveLeader => maintenance::move_leader(member, message).await,
@@ -75,7 +83,7 @@ impl rpc::Api for Services {
         incoming: Incoming,
         outgoing: Outgoing,
     ) -> Result<(), Status> {
-        let member = self.admit(&call)?;
+        let member = self.admit(method, &call, None)?;
         match method {
             Method::Watch => watch::serve(member, call, incoming, outgoing).await,
             Method::LeaseKeepAlive => lease::keep_alive(member, call, incoming, outgoing).await,
@@ -83,6 +91,18 @@ impl rpc::Api for Services {
             Method::HealthWatch => health::watch(incoming, outgoing).await,
             other => Err(not_yet(other)),
         }
+    }
+}
+
+/// What a learner, which may be far behind and knows nothing of quorums, can answer all the same.
+fn is_for_learners(method: Method, message: Option<&Bytes>) -> bool {
+    match method {
+        Method::MaintenanceStatus | Method::MaintenanceSnapshot => true,
+        // Bytes that can't be read are no serializable range.
+        Method::KvRange => message
+            .and_then(|message| pb::RangeRequest::decode(message.clone()).ok())
+            .is_some_and(|request| request.serializable),
+        _ => false,
     }
 }
 

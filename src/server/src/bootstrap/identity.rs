@@ -16,6 +16,11 @@ pub fn member_id<'a>(peer_urls: impl IntoIterator<Item = &'a str>, token: &str) 
     first_eight(sum)
 }
 
+/// Id of a member that is added to a cluster: its peer URLs and the time, so that each time it is another.
+pub fn added_member_id<'a>(peer_urls: impl IntoIterator<Item = &'a str>, unix_secs: u64) -> u64 {
+    member_id(peer_urls, &unix_secs.to_string())
+}
+
 /// Id of the cluster that these members found.
 pub fn cluster_id(member_ids: impl IntoIterator<Item = u64>) -> u64 {
     let mut ids: Vec<_> = member_ids.into_iter().collect();

@@ -70,6 +70,9 @@ pub(super) fn config(settings: &Settings, mode: Mode, notices: &mut Vec<Record>)
         grpc_keepalive_min_time: duration(settings, "grpc-keepalive-min-time").unwrap_or_default(),
         grpc_keepalive_interval: duration(settings, "grpc-keepalive-interval"),
         grpc_keepalive_timeout: duration(settings, "grpc-keepalive-timeout"),
+        strict_reconfig_check: settings.bool("strict-reconfig-check"),
+        // a number below zero allows as many as zero does
+        max_learners: u64::try_from(settings.int("max-learners")).unwrap_or(0),
         snapshot_count: match settings.uint("snapshot-count") {
             0 => DEFAULT_SNAPSHOT_COUNT,
             count => count,

@@ -56,6 +56,8 @@ impl Config {
             .field("max-txn-ops", self.max_txn_ops)
             .field("max-concurrent-streams", self.max_concurrent_streams)
             .field("pre-vote", true)
+            .field("strict-reconfig-check", self.strict_reconfig_check)
+            .field("max-learners", self.max_learners)
             .field(
                 "watch-progress-notify-interval",
                 duration(self.watch_progress_notify_interval),

@@ -10,10 +10,6 @@ pub fn register(registry: &Registry) -> Result<()> {
             "etcd_server_heartbeat_send_failures_total",
             "Leader heartbeats that were sent late.",
         ),
-        (
-            "etcd_server_learner_promote_successes",
-            "Learners that were promoted while this member led.",
-        ),
         ("etcd_debugging_store_expires_total", "v2 keys that expired."),
         ("etcd_debugging_store_watch_requests_total", "v2 watch requests."),
         (

@@ -2,6 +2,7 @@
 
 use super::timed::Timed;
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+use quorate_api::Status;
 use quorate_raft::Op;
 use quorate_runtime::metrics::{Registry, buckets};
 use quorate_store::event::{EventBatch, EventKind};
@@ -40,6 +41,8 @@ pub struct Counts {
     pub leases_renewed: IntCounter,
     /// Read barriers that timed out.
     pub slow_reads: IntCounter,
+    learners_promoted: IntCounter,
+    promotions_failed: IntCounterVec,
     /// HashKV, in seconds.
     pub hash_took: Histogram,
     range_took: Timed,
@@ -81,6 +84,15 @@ impl Counts {
             txns: counter("etcd_mvcc_txn_total", "Transactions of more than one operation.")?,
             leases_renewed: counter("etcd_debugging_lease_renewed_total", "Renewals, handled as leader.")?,
             slow_reads: counter("etcd_server_slow_read_indexes_total", "Read barriers that timed out.")?,
+            learners_promoted: counter(
+                "etcd_server_learner_promote_successes",
+                "Learners that were promoted at this member's request.",
+            )?,
+            promotions_failed: registry.counter_vec(
+                "etcd_server_learner_promote_failures",
+                "Learners that could not be promoted at this member's request.",
+                &["Reason"],
+            )?,
             hash_took: registry.histogram(
                 "etcd_mvcc_hash_rev_duration_seconds",
                 "Time that a hash of keys and values took.",
@@ -143,6 +155,14 @@ impl Counts {
     /// A replicated request.
     pub fn proposed(&self, op: Op, success: bool, took: Duration) {
         self.request_took.observe(op as usize, Some(op.name()), success, took);
+    }
+
+    /// The promotion of a learner that was asked for here.
+    pub fn promoted(&self, result: Result<(), &Status>) {
+        match result {
+            Ok(()) => self.learners_promoted.inc(),
+            Err(status) => self.promotions_failed.with_label_values(&[&status.message[..]]).inc(),
+        }
     }
 
     pub fn told(&self, what: Told, took: Duration) {

@@ -93,7 +93,12 @@ impl Live {
             "1 while this member leads.",
             f64::from(u8::from(leads)),
         );
-        gauge("etcd_server_is_learner", "1 while this member has no vote.", 0.0);
+        let is_learner = member.is_some_and(|member| member.is_learner());
+        gauge(
+            "etcd_server_is_learner",
+            "1 while this member has no vote.",
+            f64::from(u8::from(is_learner)),
+        );
         gauge(
             "etcd_server_proposals_committed_total",
             "Last committed entry.",

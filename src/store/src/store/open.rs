@@ -85,6 +85,7 @@ impl Restored {
         let revision = recovered.revision.max(1);
         let compacted = if fresh { -1 } else { recovered.compacted };
         let applied = (!fresh).then_some(recovered.applied);
+        let learners = ArcSwap::from_pointee(tables.members.learners());
         let shared = Arc::new(Shared {
             mvcc: RwLock::new(Mvcc { index, compacted }),
             tables: RwLock::new(tables),
@@ -92,6 +93,7 @@ impl Restored {
             values: Values::new(options.value_cache_bytes),
             reads: Arc::new(OpenReads::default()),
             hashes: Hashes::default(),
+            learners,
             compaction,
             range_bytes_max: options.range_bytes_max,
             installed: recovered.installed,

@@ -32,7 +32,7 @@ pub fn status(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> 
         raft_applied_index: raft.applied,
         errors,
         db_size_in_use: sizes.in_use_bytes.try_into().unwrap_or(i64::MAX),
-        is_learner: false,
+        is_learner: member.is_learner(),
         storage_version: version::STORAGE_VERSION.to_owned(),
         db_size_quota: member
             .limits
