@@ -42,7 +42,7 @@ impl Scripted {
     }
 
     /// The latest answer comes from etcd.
-    pub fn from_etcd(mut self) -> Self {
+    pub fn of_etcd(mut self) -> Self {
         self.answers.last_mut().unwrap().2.quorate = None;
         self
     }

@@ -54,7 +54,7 @@ fn nothing_is_written_before_a_refusal() {
     let members = [member(1, &[A], true), member(2, &[B], false)];
     let running = || Scripted::default().members(A, 0xc1, &members);
     refused(&EXISTING, &running().version(A, "3.8.0"));
-    refused(&EXISTING, &running().from_etcd().version(A, "3.7.0"));
+    refused(&EXISTING, &running().of_etcd().version(A, "3.7.0"));
 }
 
 #[test]

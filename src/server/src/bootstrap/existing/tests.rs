@@ -221,7 +221,7 @@ fn versions_of_all_that_answer_must_fit() {
 fn a_cluster_of_etcd_is_not_joined() {
     let peers = Scripted::default()
         .members(A, CLUSTER, &three())
-        .from_etcd()
+        .of_etcd()
         .version(A, "3.7.0");
     assert_eq!(
         refusal(&peers),
