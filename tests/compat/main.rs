@@ -8,11 +8,13 @@
 //! - [`pair`]: both servers in step; [`shrink`]: from a long failing sequence to a short one; [`scripted`]: edges that
 //!   chance would not find;
 //!   [`regressions`]: sequences that once disagreed.
+//! - [`bootstrap`]: how members found and join, against real members of etcd.
 //!
 //! `QUORATE_SEED` and `QUORATE_COMPAT_SEQUENCES` ask for other or more sequences, `QUORATE_ORACLE` for another
 //! reference, `QUORATE_UNDER_TEST` for another node under test.
 #![allow(clippy::unwrap_used)]
 
+mod bootstrap;
 mod differences;
 mod generate;
 mod hashes;
