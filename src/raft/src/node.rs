@@ -39,13 +39,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub use leases::LeaseError;
-pub use start::{StartError, runtime};
+pub use start::{StartError, Threads};
 pub use transfer::TransferError;
 
 /// Who this member is, to its peers.
@@ -86,7 +85,7 @@ pub struct Options {
 /// Consensus, running. Shared by the server's parts. Dropped without a [`Node::stop`], it ends as in a crash.
 pub struct Node {
     /// Nothing that runs on it holds a `Node`, or neither would ever go.
-    runtime: Mutex<Option<Runtime>>,
+    threads: Mutex<Option<Threads>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     parts: Arc<Parts>,
 }
@@ -241,9 +240,5 @@ impl Parts {
 impl Drop for Node {
     fn drop(&mut self) {
         self.tasks.get_mut().iter().for_each(JoinHandle::abort);
-        // A runtime that is merely dropped waits for its threads, which panics where nobody may wait.
-        if let Some(runtime) = self.runtime.get_mut().take() {
-            runtime.shutdown_background();
-        }
     }
 }

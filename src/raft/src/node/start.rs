@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{Notify, watch};
 
 /// Threads for openraft, apply and the peers.
@@ -43,13 +43,37 @@ impl StartError {
 }
 
 /// Where consensus and the peers run, apart from requests.
-pub fn runtime() -> Result<Runtime, StartError> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(THREADS)
-        .thread_name("raft")
-        .enable_all()
-        .build()
-        .map_err(StartError::Runtime)
+#[derive(Debug)]
+pub struct Threads(Option<Runtime>);
+
+impl Threads {
+    pub fn start() -> Result<Self, StartError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("raft")
+            .enable_all()
+            .build()
+            .map_err(StartError::Runtime)?;
+        Ok(Self(Some(runtime)))
+    }
+
+    pub(super) fn take(&mut self) -> Option<Runtime> {
+        self.0.take()
+    }
+
+    /// To start on them what talks to peers.
+    pub fn handle(&self) -> Option<&Handle> {
+        self.0.as_ref().map(Runtime::handle)
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // A runtime that is merely dropped waits for its threads, which panics where nobody may wait.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Options {
@@ -76,24 +100,20 @@ impl Options {
 }
 
 impl Node {
-    /// [`Node::launch`] on a runtime that becomes the node's own. Blocks.
+    /// [`Node::launch`] on threads that become the node's own. Blocks.
     pub fn start(
-        runtime: Runtime,
+        threads: Threads,
         options: Options,
         wal: Wal,
         store: Store,
         applier: Applier,
     ) -> Result<Arc<Self>, StartError> {
-        match runtime.block_on(Self::launch(options, wal, store, applier)) {
-            Ok(node) => {
-                *node.runtime.lock() = Some(runtime);
-                Ok(node)
-            }
-            Err(error) => {
-                runtime.shutdown_background();
-                Err(error)
-            }
-        }
+        let Some(handle) = threads.handle() else {
+            return Err(StartError::Settings("the threads of consensus have ended".to_owned()));
+        };
+        let node = handle.block_on(Self::launch(options, wal, store, applier))?;
+        *node.threads.lock() = Some(threads);
+        Ok(node)
     }
 
     /// Recovers from log and store, on the runtime that this is called on.
@@ -181,7 +201,7 @@ impl Node {
         };
         tasks.push(tokio::spawn(purge::run(parts.clone(), log, schedule)));
         Ok(Arc::new(Self {
-            runtime: Mutex::default(),
+            threads: Mutex::default(),
             tasks: Mutex::new(tasks),
             parts,
         }))

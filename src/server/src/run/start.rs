@@ -13,6 +13,7 @@ use crate::state::{Roster, State};
 use anyhow::{Context, anyhow};
 use quorate_api::proto::etcdserverpb as pb;
 use quorate_raft::Node;
+use quorate_raft::node::Threads;
 use quorate_raft::peer::Reason;
 use quorate_store::event::EventBatch;
 use quorate_store::watch::Hub;
@@ -20,7 +21,7 @@ use quorate_store::{EventSink, Store};
 use quorate_wal::{LogPos, RealDisk, Wal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
-use tokio::runtime::Runtime;
+use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 /// Memory for answers that are being put together, all requests together.
@@ -34,8 +35,9 @@ pub(super) struct Starting {
     pub counts: Arc<Counts>,
     pub applied: Arc<metrics::applied::Applied>,
     pub dialer: Dialer,
-    /// Becomes the node's own.
-    pub runtime: Runtime,
+    /// Become the node's own.
+    pub threads: Threads,
+    pub peer_runtime: Handle,
     pub on_fatal: Arc<dyn Fn(String) + Send + Sync>,
     pub on_removed: Arc<dyn Fn() + Send + Sync>,
 }
@@ -89,7 +91,7 @@ impl Starting {
             self.dialer,
             book(store.clone(), origin.members().to_vec()),
             config.election_timeout,
-            self.runtime.handle().clone(),
+            self.peer_runtime,
         );
         let options = quorate_raft::Options {
             identity: quorate_raft::node::Identity {
@@ -110,7 +112,7 @@ impl Starting {
             on_removed: self.on_removed,
             network: Arc::new(network),
         };
-        let node = Node::start(self.runtime, options, wal, store.clone(), applier)
+        let node = Node::start(self.threads, options, wal, store.clone(), applier)
             .with_context(|| format!("recover from the data in {}", config.data_dir.display()))?;
         let hub = hub::start(Arc::new(store), hub::options(message_bytes_max(config)), &hub)?;
         let member = Member::new(
