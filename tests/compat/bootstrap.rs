@@ -85,8 +85,15 @@ fn settings(config: &Config, data_dir: &Path) -> config::Config {
     loaded.unwrap_or_else(|exit| panic!("{exit:?}")).config
 }
 
+fn dialer() -> Dialer {
+    let config = config::load(["quorate".into()].into_iter(), std::iter::empty())
+        .unwrap()
+        .config;
+    Dialer::new(&config).unwrap()
+}
+
 fn peers() -> HttpPeers {
-    HttpPeers::new(tokio::runtime::Handle::current(), Dialer::default())
+    HttpPeers::new(tokio::runtime::Handle::current(), dialer())
 }
 
 /// Starts as far as it goes without data, in a directory that a refusal must leave alone.
