@@ -112,6 +112,14 @@ impl Config {
         url(self.tls.as_ref(), self.client_port)
     }
 
+    /// A new connection, with the client's certificate where clients need one.
+    pub fn rpc(&self) -> Rpc {
+        match &self.tls {
+            Some(material) => Rpc::with_tls(&self.client_url(), material),
+            None => Rpc::new(&self.client_url()),
+        }
+    }
+
     /// Where it listens for peers.
     pub fn peer_url(&self) -> String {
         url(self.peer_tls.as_ref(), self.peer_port)
@@ -492,12 +500,8 @@ impl Node {
         self.config.metrics_port.map(loopback)
     }
 
-    /// A connection of its own, with the client's certificate where clients need one.
     pub fn rpc(&self) -> Rpc {
-        match &self.config.tls {
-            Some(material) => Rpc::with_tls(&self.config.client_url(), material),
-            None => Rpc::new(&self.config.client_url()),
-        }
+        self.config.rpc()
     }
 
     pub fn etcdctl(&self) -> Etcdctl {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use quorate_kit::background::wait_for;
 use quorate_kit::cluster::Options;
-use quorate_kit::{Binary, Cluster};
+use quorate_kit::{Binary, Cluster, Load};
 
 /// Three members that elect within a fraction of a second.
 fn three() -> Options {
@@ -100,4 +100,57 @@ fn one_member_becomes_three_and_one_of_them_leaves() {
     assert_eq!(cluster.members(), [0, third]);
     put(&mut cluster, "a", "2");
     cluster.wait_equal();
+}
+
+#[test]
+fn a_load_over_the_death_of_the_leader_is_linearizable() {
+    let mut cluster = three().with_client_tls().start();
+    let load = Load::on(&cluster).clients(12).watchers(3).start();
+    load.wait_acknowledged(500);
+    let leader = cluster.wait_leader();
+    cluster[leader].kill();
+    cluster.wait_leader();
+    load.wait_acknowledged(500);
+    cluster[leader].restart();
+    load.wait_acknowledged(500);
+    let record = load.finish();
+    record.check();
+    assert!(
+        record.unknown() + record.failed() > 0,
+        "the leader was missed by nobody"
+    );
+    assert!(
+        record.longest_pause() > Duration::from_millis(50),
+        "{:?}",
+        record.longest_pause()
+    );
+    assert!(record.watchers.iter().all(|watcher| watcher.events().count() > 100));
+    cluster.wait_equal();
+}
+
+/// A client that retries goes on at the other members. Reads never fail, and of writes only those that were under way.
+#[test]
+fn a_retrying_load_hardly_notices_that_a_follower_dies() {
+    let mut cluster = three().start();
+    let leader = cluster.wait_leader();
+    let follower = (leader + 1) % 3;
+    let load = Load::on(&cluster).clients(6).retrying().start();
+    load.wait_acknowledged(300);
+    cluster[follower].kill();
+    load.wait_acknowledged(300);
+    cluster[follower].restart();
+    load.wait_acknowledged(300);
+    let record = load.finish();
+    record.check();
+    assert!(
+        record.errors.len() <= 6,
+        "one for each client at most: {:#?}",
+        record.errors
+    );
+    assert_eq!(
+        record.failed(),
+        0,
+        "what did nothing is tried again: {:#?}",
+        record.errors
+    );
 }

@@ -47,3 +47,30 @@ impl Drop for Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn only_a_failed_test_leaves_its_directory_behind() {
+        let place = Place::new();
+        let path = place.path().to_owned();
+        assert!(path.to_string_lossy().contains("only_a_failed_test"), "{path:?}");
+        drop(place);
+        assert!(!path.exists());
+
+        let kept = Mutex::new(PathBuf::new());
+        let failed = std::panic::catch_unwind(|| {
+            let place = Place::new();
+            place.path().clone_into(&mut kept.lock().unwrap());
+            panic!("a test that fails");
+        });
+        assert!(failed.is_err());
+        let kept = kept.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        assert!(kept.exists());
+        std::fs::remove_dir_all(kept).unwrap();
+    }
+}
