@@ -8,6 +8,7 @@ use crate::batch;
 use crate::lessor::{Lessor, Monotonic};
 use crate::observer::{Observer, Op};
 use crate::proposer::{Proposer, Whose};
+use crate::runtime::watch;
 use crate::space::LogSpace;
 use crate::types::{LogId, StoredMembership, TypeConfig, log_id, position};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -21,7 +22,7 @@ use quorate_store::{Applied, Applier, Error, Image, Received, Store, backend};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tracing::error;
 
 /// What a snapshot is made of, at either end of a transfer.
@@ -265,7 +266,7 @@ fn copy(store: &Store, image: &Image) -> io::Result<Received> {
 
 /// Syncs and long reads leave the threads that heartbeats run on.
 async fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    crate::runtime::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// What a command does to leases, remembered across its apply.
