@@ -6,6 +6,7 @@
 use crate::barrier::Barrier;
 use crate::batch;
 use crate::lessor::{Lessor, Monotonic};
+use crate::log_store::Flushed;
 use crate::observer::{Observer, Op};
 use crate::proposer::{Proposer, Whose};
 use crate::runtime::watch;
@@ -45,6 +46,8 @@ pub struct Listeners {
     pub applied: watch::Sender<u64>,
     /// The members table has changed.
     pub members_changed: Arc<Notify>,
+    /// Nothing is applied before it is durable in this member's log.
+    pub flushed: Flushed,
 }
 
 impl Listeners {
@@ -58,6 +61,7 @@ impl Listeners {
             observer: Arc::new(()),
             applied,
             members_changed: Arc::default(),
+            flushed: Flushed::upto(u64::MAX),
         };
         (listeners, heard)
     }
@@ -149,6 +153,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 index: position(entry.log_id.index),
                 term: entry.log_id.leader_id.term,
             };
+            self.listeners.flushed.wait(at.index).await?;
             match entry.payload {
                 EntryPayload::Normal(batch) => self.apply_batch(at, &batch)?,
                 EntryPayload::Membership(membership) => self.apply_membership(at, entry.log_id, membership)?,

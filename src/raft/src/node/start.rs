@@ -121,6 +121,7 @@ impl Node {
         let lessor = Arc::new(Lessor::new(Box::new(options.clock.clone())));
         let members_changed = Arc::new(Notify::new());
         let (applied_tx, applied) = watch::channel(applier.applied().map_or(0, |applied| applied.index));
+        let log = LogStore::new(wal.clone());
         let listeners = Listeners {
             proposer: proposer.clone(),
             lessor: lessor.clone(),
@@ -128,9 +129,9 @@ impl Node {
             observer: options.observer.clone(),
             applied: applied_tx,
             members_changed: members_changed.clone(),
+            flushed: log.flushed(),
         };
         let machine = StateMachine::new(applier, store.clone(), listeners);
-        let log = LogStore::new(wal.clone());
         let network = options.network.clone();
         let raft = Raft::new(member, config, Peers(network.clone()), log.clone(), machine)
             .await
