@@ -18,6 +18,7 @@
 use parking_lot::Mutex;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A new leader with at least so many leases spreads their ends, as etcd does: deadlines that the old leader had apart
@@ -34,6 +35,12 @@ const QUEUE_SLACK: usize = 1024;
 pub trait Clock: Send + Sync + 'static {
     /// Time since a fixed point of this process.
     fn now(&self) -> Duration;
+}
+
+impl Clock for Arc<dyn Clock> {
+    fn now(&self) -> Duration {
+        (**self).now()
+    }
 }
 
 /// The system's monotonic clock.

@@ -1,6 +1,8 @@
 //! openraft's log over [`quorate_wal`]. Votes, committed index and entries share one file sequence; a batch of
 //! appends costs one fdatasync.
 
+mod flushed;
+
 use crate::batch;
 use crate::types::{Entry, LogId, TypeConfig, Vote, log_id, position};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -19,6 +21,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+pub use flushed::Flushed;
+
 /// Entries are read back in pieces of about this many bytes, for apply after a restart as for slow followers, so that
 /// memory never follows the length of the log.
 const READ_BYTES: usize = 1 << 20;
@@ -30,6 +34,7 @@ pub struct LogStore {
     /// Payload bytes appended by this process.
     appended: Arc<AtomicU64>,
     syncs: Arc<Syncs>,
+    flushed: Flushed,
 }
 
 /// Appends that are not on disk yet, and since when none of them came to be.
@@ -76,11 +81,19 @@ impl Syncs {
 
 impl LogStore {
     pub fn new(wal: Wal) -> Self {
+        // What was found when the log was opened was read from disk.
+        let (_, last) = wal.state();
         Self {
             wal,
             appended: Arc::default(),
             syncs: Arc::default(),
+            flushed: Flushed::upto(last.map_or(0, |last| last.index)),
         }
+    }
+
+    /// Up to where the log is durable.
+    pub fn flushed(&self) -> Flushed {
+        self.flushed.clone()
     }
 
     /// Payload bytes appended by this process so far: with it, purging follows the size of the log.
@@ -272,8 +285,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.appended.fetch_add(bytes as u64, Ordering::Relaxed);
         self.syncs.begin();
         let syncs = self.syncs.clone();
+        let flushed = self.flushed.clone();
+        let last = entries.last().map_or(0, |entry| entry.pos.index);
         let done = Box::new(move |result: Result<(), _>| {
             syncs.end();
+            match &result {
+                Ok(()) => flushed.appended(last),
+                Err(_) => flushed.failed(),
+            }
             callback.io_completed(result.map_err(other));
         });
         match reserved {
@@ -285,8 +304,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let (done, synced) = done();
-        self.wal.truncate_after(last_log_id.map(|id| position(id.index)), done);
-        wait(synced).await
+        let last = last_log_id.map(|id| position(id.index));
+        self.wal.truncate_after(last, done);
+        wait(synced).await?;
+        self.flushed.truncated(last.unwrap_or(0));
+        Ok(())
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {

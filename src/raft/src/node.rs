@@ -24,11 +24,12 @@ mod transfer;
 
 use crate::barrier::Barrier;
 use crate::leadership::{Leadership, Led};
-use crate::lessor::Lessor;
+use crate::lessor::{Clock, Lessor};
 use crate::observer::Observer;
 use crate::peer::Network;
 use crate::peer::service::Service;
 use crate::proposer::{ProposeError, Proposer};
+use crate::runtime::watch;
 use crate::types::{RaftHandle, position};
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
@@ -39,7 +40,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -80,6 +81,8 @@ pub struct Options {
     /// Called once this member has been removed from the cluster, for good.
     pub on_removed: Arc<dyn Fn() + Send + Sync>,
     pub network: Arc<dyn Network>,
+    /// Leases end by it.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// Consensus, running. Shared by the server's parts. Dropped without a [`Node::stop`], it ends as in a crash.

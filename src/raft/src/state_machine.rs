@@ -6,8 +6,10 @@
 use crate::barrier::Barrier;
 use crate::batch;
 use crate::lessor::{Lessor, Monotonic};
+use crate::log_store::Flushed;
 use crate::observer::{Observer, Op};
 use crate::proposer::{Proposer, Whose};
+use crate::runtime::watch;
 use crate::space::LogSpace;
 use crate::types::{LogId, StoredMembership, TypeConfig, log_id, position};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -21,7 +23,7 @@ use quorate_store::{Applied, Applier, Error, Image, Received, Store, backend};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tracing::error;
 
 /// What a snapshot is made of, at either end of a transfer.
@@ -44,6 +46,8 @@ pub struct Listeners {
     pub applied: watch::Sender<u64>,
     /// The members table has changed.
     pub members_changed: Arc<Notify>,
+    /// Nothing is applied before it is durable in this member's log.
+    pub flushed: Flushed,
 }
 
 impl Listeners {
@@ -57,6 +61,7 @@ impl Listeners {
             observer: Arc::new(()),
             applied,
             members_changed: Arc::default(),
+            flushed: Flushed::upto(u64::MAX),
         };
         (listeners, heard)
     }
@@ -148,6 +153,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 index: position(entry.log_id.index),
                 term: entry.log_id.leader_id.term,
             };
+            self.listeners.flushed.wait(at.index).await?;
             match entry.payload {
                 EntryPayload::Normal(batch) => self.apply_batch(at, &batch)?,
                 EntryPayload::Membership(membership) => self.apply_membership(at, entry.log_id, membership)?,
@@ -265,7 +271,7 @@ fn copy(store: &Store, image: &Image) -> io::Result<Received> {
 
 /// Syncs and long reads leave the threads that heartbeats run on.
 async fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    crate::runtime::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// What a command does to leases, remembered across its apply.

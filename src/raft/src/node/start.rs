@@ -8,6 +8,7 @@ use crate::log_store::LogStore;
 use crate::peer::NoPeers;
 use crate::peer::network::Peers;
 use crate::proposer::{self, Proposer, Whose};
+use crate::runtime::{self, watch};
 use crate::space::LogSpace;
 use crate::state_machine::{Listeners, StateMachine};
 use openraft::async_runtime::WatchReceiver;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 /// Threads for openraft, apply and the peers.
 const THREADS: usize = 2;
@@ -95,6 +96,7 @@ impl Options {
             on_fatal: Arc::new(|_| {}),
             on_removed: Arc::new(|| {}),
             network: Arc::new(NoPeers),
+            clock: Arc::new(Monotonic::default()),
         }
     }
 }
@@ -136,9 +138,10 @@ impl Node {
         };
         let proposer = Arc::new(Proposer::new(whose, LogSpace::of(wal.clone())));
         let barrier = Arc::new(Barrier::default());
-        let lessor = Arc::new(Lessor::new(Box::new(Monotonic::default())));
+        let lessor = Arc::new(Lessor::new(Box::new(options.clock.clone())));
         let members_changed = Arc::new(Notify::new());
         let (applied_tx, applied) = watch::channel(applier.applied().map_or(0, |applied| applied.index));
+        let log = LogStore::new(wal.clone());
         let listeners = Listeners {
             proposer: proposer.clone(),
             lessor: lessor.clone(),
@@ -146,9 +149,9 @@ impl Node {
             observer: options.observer.clone(),
             applied: applied_tx,
             members_changed: members_changed.clone(),
+            flushed: log.flushed(),
         };
         let machine = StateMachine::new(applier, store.clone(), listeners);
-        let log = LogStore::new(wal.clone());
         let network = options.network.clone();
         let raft = Raft::new(member, config, Peers(network.clone()), log.clone(), machine)
             .await
@@ -173,13 +176,13 @@ impl Node {
         });
         let led = parts.view.led.subscribe();
         let mut tasks = vec![
-            tokio::spawn(observe(parts.clone(), options.on_fatal, election)),
-            tokio::spawn(proposer.run(proposer::Ways {
+            runtime::spawn(observe(parts.clone(), options.on_fatal, election)),
+            runtime::spawn(proposer.run(proposer::Ways {
                 raft: raft.clone(),
                 network: network.clone(),
                 led: led.clone(),
             })),
-            tokio::spawn(barrier.run(
+            runtime::spawn(barrier.run(
                 barrier::Ways {
                     member,
                     raft,
@@ -190,16 +193,16 @@ impl Node {
             )),
         ];
         parts.found_or_recover(founders).await?;
-        tasks.push(tokio::spawn(expiry::run(parts.clone())));
-        tasks.push(tokio::spawn(membership::run(parts.clone())));
-        tasks.push(tokio::spawn(parts.clone().watch_removal()));
-        tasks.push(tokio::spawn(disk::run(parts.clone(), log.clone(), options.heartbeat)));
+        tasks.push(runtime::spawn(expiry::run(parts.clone())));
+        tasks.push(runtime::spawn(membership::run(parts.clone())));
+        tasks.push(runtime::spawn(parts.clone().watch_removal()));
+        tasks.push(runtime::spawn(disk::run(parts.clone(), log.clone(), options.heartbeat)));
         let schedule = purge::Schedule {
             every: options.purge_interval,
             entries: options.snapshot_count,
             reserve: options.catchup_entries,
         };
-        tasks.push(tokio::spawn(purge::run(parts.clone(), log, schedule)));
+        tasks.push(runtime::spawn(purge::run(parts.clone(), log, schedule)));
         Ok(Arc::new(Self {
             threads: Mutex::default(),
             tasks: Mutex::new(tasks),
@@ -226,6 +229,7 @@ impl Parts {
         }
         let mut leading = self.leading.subscribe();
         tokio::select! {
+            biased;
             // Its sender is `self`.
             _ = leading.wait_for(|leading| *leading) => {}
             reason = ended(&self.raft) => return Err(StartError::raft(reason)),

@@ -5,6 +5,7 @@ use super::{Answer, PROTOCOL, Reason, Request};
 use crate::node::Parts;
 use crate::state_machine::received_snapshot;
 use crate::types::{TypeConfig, Vote, position};
+use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
 use quorate_api::proto::quorate::peer::{self as pb, forward_answer::Fate, in_sync_answer, lease_answer};
 use quorate_api::{ClusterId, MemberId};
@@ -200,6 +201,11 @@ impl Service {
         let (Some(first), Some(committed)) = (request.entries.first(), self.parts.wal.committed()) else {
             return Ok(());
         };
+        // A leader that does not know yet that it is none any more: what it has beyond the committed entries may be
+        // anything, and consensus tells it so.
+        if request.vote < self.parts.raft.server_metrics().borrow_watched().vote {
+            return Ok(());
+        }
         let known = position(first.log_id.index)..committed.index.saturating_add(1);
         if known.is_empty() {
             return Ok(());
