@@ -7,12 +7,14 @@
 //! * [`membership`] — raft's voters follow the members table;
 //! * [`progress`] — how far others are;
 //! * [`transfer`] — leadership given away; [`disk`] — when the disk hangs;
-//! * [`leases`] — keepalive and time to live;
-//! * [`expiry`], [`purge`] — what the node does by itself;
+//! * [`leases`] — keepalive and time to live; [`lead`] — whether this member leads for certain;
+//! * [`expiry`], [`checkpoints`], [`purge`] — what the node does by itself;
 //! * [`stop`] — ends it, within a time.
 
+mod checkpoints;
 mod disk;
 mod expiry;
+mod lead;
 mod leases;
 mod membership;
 mod observe;
@@ -76,6 +78,8 @@ pub struct Options {
     pub observer: Arc<dyn Observer>,
     /// How often the log is looked at for what can be purged.
     pub purge_interval: Duration,
+    /// What long leases have left goes into the log as often; [`CHECKPOINT_PERIOD`](crate::lessor::CHECKPOINT_PERIOD).
+    pub lease_checkpoint_period: Duration,
     /// Called once when consensus has ended for good. The process should end: it can acknowledge nothing more.
     pub on_fatal: Arc<dyn Fn(String) + Send + Sync>,
     /// Called once this member has been removed from the cluster, for good.

@@ -1,9 +1,9 @@
 //! Opens the parts of consensus in order and recovers.
 
 use super::observe::{ended, observe};
-use super::{Identity, Node, Options, Parts, View, disk, expiry, membership, purge};
+use super::{Identity, Node, Options, Parts, View, checkpoints, disk, expiry, membership, purge};
 use crate::barrier::{self, Barrier};
-use crate::lessor::{Lessor, Monotonic};
+use crate::lessor::{CHECKPOINT_PERIOD, Lessor, Monotonic};
 use crate::log_store::LogStore;
 use crate::peer::NoPeers;
 use crate::peer::network::Peers;
@@ -93,6 +93,7 @@ impl Options {
             catchup_entries: 5_000,
             observer: Arc::new(()),
             purge_interval: Duration::from_secs(1),
+            lease_checkpoint_period: CHECKPOINT_PERIOD,
             on_fatal: Arc::new(|_| {}),
             on_removed: Arc::new(|| {}),
             network: Arc::new(NoPeers),
@@ -138,7 +139,9 @@ impl Node {
         };
         let proposer = Arc::new(Proposer::new(whose, LogSpace::of(wal.clone())));
         let barrier = Arc::new(Barrier::default());
-        let lessor = Arc::new(Lessor::new(Box::new(options.clock.clone())));
+        let checkpoint_period = options.lease_checkpoint_period;
+        let clock = Box::new(options.clock.clone());
+        let lessor = Arc::new(Lessor::with_checkpoints(clock, checkpoint_period));
         let members_changed = Arc::new(Notify::new());
         let (applied_tx, applied) = watch::channel(applier.applied().map_or(0, |applied| applied.index));
         let log = LogStore::new(wal.clone());
@@ -194,6 +197,7 @@ impl Node {
         ];
         parts.found_or_recover(founders).await?;
         tasks.push(runtime::spawn(expiry::run(parts.clone())));
+        tasks.push(runtime::spawn(checkpoints::run(parts.clone(), checkpoint_period)));
         tasks.push(runtime::spawn(membership::run(parts.clone())));
         tasks.push(runtime::spawn(parts.clone().watch_removal()));
         tasks.push(runtime::spawn(disk::run(parts.clone(), log.clone(), options.heartbeat)));

@@ -109,6 +109,7 @@ impl Starting {
             catchup_entries: config.snapshot_catchup_entries,
             observer: self.applied,
             purge_interval: PURGE_INTERVAL,
+            lease_checkpoint_period: quorate_raft::lessor::CHECKPOINT_PERIOD,
             on_fatal: self.on_fatal,
             on_removed: self.on_removed,
             network: Arc::new(network),
