@@ -115,7 +115,7 @@ impl StateMachine {
         // Announced before it is answered: whoever hears an answer may ask what is applied.
         self.listeners.applied.send_replace(at.index);
         if ops.iter().any(|op| matches!(op, Op::Membership | Op::MemberPublish)) {
-            self.listeners.members_changed.notify_one();
+            self.listeners.members_changed.notify_waiters();
         }
         self.listeners.proposer.applied(origin, self.outcomes.drain(..));
         Ok(())
@@ -199,7 +199,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let index = received.applied().index;
         self.applier.install(received).map_err(io::Error::other)?;
         self.listeners.applied.send_replace(index);
-        self.listeners.members_changed.notify_one();
+        self.listeners.members_changed.notify_waiters();
         self.listeners.proposer.jumped(|origin| self.store.has_passed(origin));
         Ok(())
     }

@@ -6,6 +6,7 @@ use crate::barrier::{self, Barrier};
 use crate::lessor::{CHECKPOINT_PERIOD, Lessor, Monotonic};
 use crate::log_store::LogStore;
 use crate::peer::NoPeers;
+use crate::peer::holds::Holds;
 use crate::peer::network::Peers;
 use crate::proposer::{self, Proposer, Whose};
 use crate::runtime::{self, watch};
@@ -156,7 +157,12 @@ impl Node {
         };
         let machine = StateMachine::new(applier, store.clone(), listeners);
         let network = options.network.clone();
-        let raft = Raft::new(member, config, Peers(network.clone()), log.clone(), machine)
+        let holds = Holds::default();
+        let peers = Peers {
+            network: network.clone(),
+            holds: holds.clone(),
+        };
+        let raft = Raft::new(member, config, peers, log.clone(), machine)
             .await
             .map_err(StartError::raft)?;
         let parts = Arc::new(Parts {
@@ -199,12 +205,13 @@ impl Node {
         tasks.push(runtime::spawn(expiry::run(parts.clone())));
         tasks.push(runtime::spawn(checkpoints::run(parts.clone(), checkpoint_period)));
         tasks.push(runtime::spawn(membership::run(parts.clone())));
-        tasks.push(runtime::spawn(parts.clone().watch_removal()));
+        tasks.push(runtime::spawn(membership::follow_table(parts.clone())));
         tasks.push(runtime::spawn(disk::run(parts.clone(), log.clone(), options.heartbeat)));
         let schedule = purge::Schedule {
             every: options.purge_interval,
             entries: options.snapshot_count,
             reserve: options.catchup_entries,
+            holds,
         };
         tasks.push(runtime::spawn(purge::run(parts.clone(), log, schedule)));
         Ok(Arc::new(Self {

@@ -134,6 +134,7 @@ impl AsyncRuntime for Runtime {
         self.0.block_on(future)
     }
 
+    #[allow(clippy::manual_async_fn, reason = "the trait wants a future that is Send")]
     fn spawn_blocking<F, T>(work: F) -> impl Future<Output = Result<T, io::Error>> + Send
     where
         F: FnOnce() -> T + Send + 'static,
