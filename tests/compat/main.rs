@@ -4,18 +4,21 @@
 //! - [`op`]: an operation and its literal form; [`generate`]: sequences from a seed;
 //! - [`side`]: one server, its watch streams and what is due on them ([`watchers`]);
 //! - [`reply`]: answers in comparable form; [`differences`]: where 3.4 is known to differ from 3.7;
-//! - [`hashes`]: `HashKV` over a history of its own;
+//! - [`hashes`]: `HashKV` over a history of its own; [`membership`]: members come and go, as far as one server goes;
 //! - [`pair`]: both servers in step; [`shrink`]: from a long failing sequence to a short one; [`scripted`]: edges that
 //!   chance would not find;
 //!   [`regressions`]: sequences that once disagreed.
+//! - [`bootstrap`]: how members found and join, against real members of etcd.
 //!
 //! `QUORATE_SEED` and `QUORATE_COMPAT_SEQUENCES` ask for other or more sequences, `QUORATE_ORACLE` for another
 //! reference, `QUORATE_UNDER_TEST` for another node under test.
 #![allow(clippy::unwrap_used)]
 
+mod bootstrap;
 mod differences;
 mod generate;
 mod hashes;
+mod membership;
 mod op;
 mod pair;
 mod regressions;
@@ -83,6 +86,12 @@ async fn quorate_answers_as_etcd_does() {
         let unmet = differences::unmet();
         assert!(unmet.is_empty(), "rows of differences.rs that nothing met: {unmet:#?}");
     }
+}
+
+/// Apart from the others, as it leaves its servers behind as they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_changed_and_refused_as_by_etcd() {
+    membership::agree(&contest()).await;
 }
 
 async fn kept_sequences_agree(contest: &Contest) {

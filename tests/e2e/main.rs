@@ -1,7 +1,8 @@
 //! The real binary over real sockets, driven by unmodified clients and by hostile ones.
 //!
 //! - [`ctl`]: Debian's etcdctl; [`crate_client`]: the `etcd-client` crate; [`http`]: the HTTP endpoints;
-//! - [`metrics`]: what the page of `/metrics` counts;
+//! - [`bootstrap`]: a place that a member can not have;
+//! - [`members`]: they come and go, as far as one process goes; [`metrics`]: what the page of `/metrics` counts;
 //! - [`life`]: start, identity, signals, files; [`flags`]: what they change and how they are refused; [`data_dir`]: ones
 //!   that can't be used; [`handover`]: one process takes over from another; [`crash`]: kill -9 under load;
 //! - [`watch`]: what watchers are owed when compaction, starvation and the future get in the way;
@@ -11,6 +12,7 @@
 //! Tests that measure run alone ([`turn`]). Every test starts its own node on free loopback ports, waits for conditions, and is bounded in time.
 #![allow(clippy::unwrap_used)]
 
+mod bootstrap;
 mod connections;
 mod crash;
 mod crate_client;
@@ -23,6 +25,7 @@ mod hostile;
 mod http;
 mod life;
 mod load;
+mod members;
 mod metrics;
 mod mounts;
 mod support;

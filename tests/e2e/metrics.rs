@@ -149,6 +149,10 @@ const AT_REST: &[(&str, &[&str])] = &[
         &["etcd_server_leader_changes_seen_total"],
     ),
     (
+        "one member alone has no learner that could have caught up",
+        &["etcd_server_learner_promote_successes"],
+    ),
+    (
         "what they show is over before anybody looks",
         &[
             "etcd_debugging_mvcc_pending_events_total",

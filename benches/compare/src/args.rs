@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cluster::Via;
+use crate::scale::{FULL, QUICK, Scale};
 use crate::targets;
 use crate::workload::{self, Workload};
 
@@ -13,9 +15,13 @@ pub const USAGE: &str = "\
 compare: etcd and Quorate in turn, under the same clients
 
   --etcd PATH         an etcd to compare with; repeatable (default /usr/bin/etcd, and $QUORATE_PEER where that is set)
+  --alone             none to compare with
   --ours PATH         our server (default target/release/quorate)
   --etcd-arg ARG      another argument for every etcd; repeatable
   --ours-arg ARG      another argument for ours; repeatable
+  --members N         1, 3 or 5 members per server (default 1)
+  --via WHICH         which of them the clients are connected to: all, leader or follower (default all)
+  --election-ms MS    election timeout of every server, a tenth of it as heartbeat interval (default the server's)
   --workloads LIST    comma-separated names or groups (default `default`); see --list
   --list              print workloads and groups
   --clients LIST      logical clients (default 1,100,1000)
@@ -26,8 +32,12 @@ compare: etcd and Quorate in turn, under the same clients
   --ops N             measure this many operations instead
   --memory-keys N     keys of the `memory` scenario (default 1000000)
   --watchers N        watchers of the `watchers` scenario (default 10000, on a hundredth as many streams)
+  --repeats N         times that `leader-kill` and `leader-stop` do so (default 10)
+  --join-mib N        data that a new member fetches in `join` (default 1024)
+  --join-rate N       puts per second meanwhile (default 100)
   --targets           measure what targets are set for, and print which are met
   --tls               TLS between clients and server, with client certificates
+  --peer-tls          TLS between members, mutual
   --quick             small data, short windows, one round, 100 clients, everything once
   --dir PATH          where data directories are made (default target/compare)
   --markdown          print the table as markdown
@@ -43,56 +53,15 @@ pub enum Limit {
     Ops(u64),
 }
 
-/// How much data the workloads work on.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scale {
-    /// Keys that puts are spread over.
-    pub put_keys: u64,
-    /// Keys loaded for single-key reads.
-    pub get_keys: u64,
-    /// Prefixes of 500 keys each, listed again and again.
-    pub list_prefixes: u64,
-    /// Prefixes of 500 keys each, each listed once after a restart.
-    pub cold_prefixes: u64,
-    pub kube_objects: u64,
-    /// Leases granted ahead of each revoke window.
-    pub revoke_leases: u64,
-    pub memory_keys: u64,
-    pub watchers: u64,
-    /// Length of the warm-up before each window.
-    pub warm_up: Duration,
-}
-
-const FULL: Scale = Scale {
-    put_keys: 100_000,
-    get_keys: 10_000,
-    list_prefixes: 20,
-    cold_prefixes: 200,
-    kube_objects: 10_000,
-    revoke_leases: 5_000,
-    memory_keys: 1_000_000,
-    watchers: 10_000,
-    warm_up: Duration::from_secs(1),
-};
-
-const QUICK: Scale = Scale {
-    put_keys: 10_000,
-    get_keys: 1_000,
-    list_prefixes: 4,
-    cold_prefixes: 20,
-    kube_objects: 6_000,
-    revoke_leases: 500,
-    memory_keys: 20_000,
-    watchers: 1_000,
-    warm_up: Duration::from_millis(100),
-};
-
 #[derive(Clone, Debug)]
 pub struct Args {
     pub etcds: Vec<PathBuf>,
     pub ours: PathBuf,
     pub etcd_args: Vec<String>,
     pub ours_args: Vec<String>,
+    pub members: usize,
+    pub via: Via,
+    pub election: Option<Duration>,
     pub workloads: Vec<Workload>,
     pub clients: Vec<usize>,
     pub conns: Option<usize>,
@@ -101,6 +70,7 @@ pub struct Args {
     pub limit: Limit,
     pub scale: Scale,
     pub tls: bool,
+    pub peer_tls: bool,
     pub targets: bool,
     pub quick: bool,
     pub dir: PathBuf,
@@ -148,7 +118,11 @@ impl Args {
                 "--ours" => given.ours = Some(value()?.into()),
                 "--etcd-arg" => given.etcd_args.push(value()?),
                 "--ours-arg" => given.ours_args.push(value()?),
-                "--workloads" => given.workloads = Some(workload::select(&value()?).map_err(BadArgument)?),
+                "--alone" => given.alone = true,
+                "--members" => given.members = Some(one_of(&flag, &value()?, &["1", "3", "5"])?),
+                "--via" => given.via = Some(value()?),
+                "--election-ms" => given.election_ms = Some(positive(&flag, &value()?)? as u64),
+                "--workloads" => given.workloads = Some(value()?),
                 "--clients" => given.clients = Some(list(&flag, &value()?)?),
                 "--conns" => given.conns = Some(positive(&flag, &value()?)?),
                 "--threads" => given.threads = Some(positive(&flag, &value()?)?),
@@ -157,7 +131,11 @@ impl Args {
                 "--ops" => given.limit = Some(Limit::Ops(positive(&flag, &value()?)? as u64)),
                 "--memory-keys" => given.memory_keys = Some(positive(&flag, &value()?)? as u64),
                 "--watchers" => given.watchers = Some(positive(&flag, &value()?)? as u64),
+                "--repeats" => given.repeats = Some(positive(&flag, &value()?)?),
+                "--join-mib" => given.join_mib = Some(positive(&flag, &value()?)? as u64),
+                "--join-rate" => given.join_rate = Some(positive(&flag, &value()?)? as u64),
                 "--tls" => given.tls = true,
+                "--peer-tls" => given.peer_tls = true,
                 "--targets" => given.targets = true,
                 "--quick" => given.quick = true,
                 "--dir" => given.dir = Some(value()?.into()),
@@ -166,7 +144,7 @@ impl Args {
                 _ => return Err(BadArgument(format!("unknown flag {flag}"))),
             }
         }
-        Ok(Some(given.settle()))
+        given.settle().map(Some)
     }
 }
 
@@ -177,7 +155,11 @@ struct Given {
     ours: Option<PathBuf>,
     etcd_args: Vec<String>,
     ours_args: Vec<String>,
-    workloads: Option<Vec<Workload>>,
+    alone: bool,
+    members: Option<usize>,
+    via: Option<String>,
+    election_ms: Option<u64>,
+    workloads: Option<String>,
     clients: Option<Vec<usize>>,
     conns: Option<usize>,
     threads: Option<usize>,
@@ -185,7 +167,11 @@ struct Given {
     limit: Option<Limit>,
     memory_keys: Option<u64>,
     watchers: Option<u64>,
+    repeats: Option<usize>,
+    join_mib: Option<u64>,
+    join_rate: Option<u64>,
     tls: bool,
+    peer_tls: bool,
     targets: bool,
     quick: bool,
     peer: Option<PathBuf>,
@@ -195,26 +181,45 @@ struct Given {
 }
 
 impl Given {
-    fn settle(self) -> Args {
+    fn settle(self) -> Result<Args, BadArgument> {
         let quick = self.quick;
         let mut scale = if quick { QUICK } else { FULL };
         scale.memory_keys = self.memory_keys.unwrap_or(scale.memory_keys);
         scale.watchers = self.watchers.unwrap_or(scale.watchers);
-        let etcds = if self.etcds.is_empty() {
-            [PathBuf::from("/usr/bin/etcd")].into_iter().chain(self.peer).collect()
-        } else {
-            self.etcds
+        scale.repeats = self.repeats.unwrap_or(scale.repeats);
+        scale.join_bytes = self.join_mib.map_or(scale.join_bytes, |mib| mib << 20);
+        scale.join_rate = self.join_rate.unwrap_or(scale.join_rate);
+        let etcds = match (self.alone, self.etcds.is_empty()) {
+            (true, true) => Vec::new(),
+            (true, false) => return Err(BadArgument("--alone: and yet there is an --etcd".into())),
+            (false, true) => [PathBuf::from("/usr/bin/etcd")].into_iter().chain(self.peer).collect(),
+            (false, false) => self.etcds,
         };
+        let members = self.members.unwrap_or(1);
+        let via = match self.via.as_deref() {
+            None => Via::All,
+            Some("follower") if members == 1 => {
+                return Err(BadArgument("--via follower: one member has none; see --members".into()));
+            }
+            Some(word) => Via::parse(word)
+                .ok_or_else(|| BadArgument(format!("--via {word}: expected all, leader or follower")))?,
+        };
+        if let Some(ms @ (..50 | 50_000..)) = self.election_ms {
+            return Err(BadArgument(format!("--election-ms {ms}: expected 50 to 49999")));
+        }
         let workloads = match self.workloads {
-            Some(named) => named,
-            None if self.targets => targets::workloads(),
-            None => workload::default_set(quick),
+            Some(named) => workload::select(&named, members).map_err(BadArgument)?,
+            None if self.targets => targets::workloads(members),
+            None => workload::default_set(quick, members),
         };
-        Args {
+        Ok(Args {
             etcds,
             ours: self.ours.unwrap_or_else(|| "target/release/quorate".into()),
             etcd_args: self.etcd_args,
             ours_args: self.ours_args,
+            members,
+            via,
+            election: self.election_ms.map(Duration::from_millis),
             workloads,
             clients: self.clients.unwrap_or_else(|| match quick && !self.targets {
                 true => vec![100],
@@ -228,12 +233,20 @@ impl Given {
                 .unwrap_or(Limit::Time(Duration::from_millis(if quick { 700 } else { 4_000 }))),
             scale,
             tls: self.tls,
+            peer_tls: self.peer_tls,
             targets: self.targets,
             quick,
             dir: self.dir.unwrap_or_else(|| "target/compare".into()),
             markdown: self.markdown,
             json: self.json,
-        }
+        })
+    }
+}
+
+fn one_of(flag: &str, value: &str, choice: &[&str]) -> Result<usize, BadArgument> {
+    match value.parse() {
+        Ok(number) if choice.contains(&value) => Ok(number),
+        _ => Err(BadArgument(format!("{flag} {value}: expected {}", choice.join(", ")))),
     }
 }
 
@@ -302,6 +315,20 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_has_workloads_and_targets_of_its_own() {
+        let args = parse("--members 3 --via leader --join-mib 8 --election-ms 200 --peer-tls")
+            .unwrap()
+            .unwrap();
+        assert_eq!((args.members, args.via), (3, Via::Leader));
+        assert_eq!(args.election, Some(Duration::from_millis(200)));
+        assert_eq!(args.scale.join_bytes, 8 << 20);
+        assert!(args.workloads.contains(&Workload::GetFollower) && args.peer_tls);
+        let args = parse("--targets --members 3 --alone").unwrap().unwrap();
+        assert!(args.workloads.contains(&Workload::Rolling) && args.etcds.is_empty());
+        assert!(!args.workloads.contains(&Workload::Memory));
+    }
+
+    #[test]
     fn quick_runs_everything_but_yields_to_explicit_flags() {
         let args = parse("--rounds 2 --memory-keys 5 --quick").unwrap().unwrap();
         assert_eq!(args.rounds, 2);
@@ -316,6 +343,15 @@ mod tests {
             ("--seconds -1", "--seconds -1: expected seconds above 0, at most 3600"),
             ("--rounds", "--rounds needs a value"),
             ("--fast", "unknown flag --fast"),
+            ("--members 2", "--members 2: expected 1, 3, 5"),
+            (
+                "--members 3 --via others",
+                "--via others: expected all, leader or follower",
+            ),
+            ("--via follower", "--via follower: one member has none; see --members"),
+            ("--election-ms 10", "--election-ms 10: expected 50 to 49999"),
+            ("--workloads rolling", "--workloads rolling: needs --members 3 or more"),
+            ("--alone --etcd a", "--alone: and yet there is an --etcd"),
         ] {
             assert_eq!(parse(line).unwrap_err(), BadArgument(text.into()));
         }

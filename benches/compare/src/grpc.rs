@@ -16,6 +16,7 @@ use prost::Message;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 use crate::deframe::Deframer;
 
@@ -36,9 +37,11 @@ pub enum Rpc {
     LeaseGrant,
     LeaseRevoke,
     LeaseKeepAlive,
+    Status,
+    MemberAdd,
 }
 
-const PATHS: [(Rpc, &str); 8] = [
+const PATHS: [(Rpc, &str); 10] = [
     (Rpc::Range, "/etcdserverpb.KV/Range"),
     (Rpc::RangeStream, "/etcdserverpb.KV/RangeStream"),
     (Rpc::Put, "/etcdserverpb.KV/Put"),
@@ -47,6 +50,8 @@ const PATHS: [(Rpc, &str); 8] = [
     (Rpc::LeaseGrant, "/etcdserverpb.Lease/LeaseGrant"),
     (Rpc::LeaseRevoke, "/etcdserverpb.Lease/LeaseRevoke"),
     (Rpc::LeaseKeepAlive, "/etcdserverpb.Lease/LeaseKeepAlive"),
+    (Rpc::Status, "/etcdserverpb.Maintenance/Status"),
+    (Rpc::MemberAdd, "/etcdserverpb.Cluster/MemberAdd"),
 ];
 
 /// Where a server listens, and how to speak to it.
@@ -62,9 +67,10 @@ pub struct Pool {
 }
 
 impl Pool {
-    pub async fn connect(endpoint: &Endpoint, conns: usize) -> anyhow::Result<Self> {
+    /// Connections go round over the endpoints, as those of etcd's own benchmark do.
+    pub async fn connect(endpoints: &[Endpoint], conns: usize) -> anyhow::Result<Self> {
         let mut callers = Vec::with_capacity(conns);
-        for _ in 0..conns.max(1) {
+        for endpoint in endpoints.iter().cycle().take(conns.max(1)) {
             callers.push(Caller::connect(endpoint).await?);
         }
         Ok(Self { callers })
@@ -85,11 +91,17 @@ pub struct Caller {
 
 impl Caller {
     pub async fn connect(endpoint: &Endpoint) -> anyhow::Result<Self> {
+        let (caller, _detached) = Self::connect_watched(endpoint).await?;
+        Ok(caller)
+    }
+
+    /// Also gives the task that ends with the connection.
+    pub async fn connect_watched(endpoint: &Endpoint) -> anyhow::Result<(Self, JoinHandle<()>)> {
         let tcp = TcpStream::connect(endpoint.addr)
             .await
             .with_context(|| format!("connect to {}", endpoint.addr))?;
         tcp.set_nodelay(true).context("set TCP_NODELAY")?;
-        let send = match &endpoint.tls {
+        let (send, ends) = match &endpoint.tls {
             None => handshake(tcp).await?,
             Some(config) => {
                 let name = ServerName::from(endpoint.addr.ip());
@@ -98,10 +110,8 @@ impl Caller {
             }
         };
         let scheme = if endpoint.tls.is_some() { "https" } else { "http" };
-        Ok(Self {
-            send,
-            heads: Arc::new(heads(scheme, endpoint.addr)?),
-        })
+        let heads = Arc::new(heads(scheme, endpoint.addr)?);
+        Ok((Self { send, heads }, ends))
     }
 
     /// Sends one message and waits for the one answer.
@@ -137,13 +147,9 @@ impl Caller {
     }
 
     async fn open(&mut self, rpc: Rpc) -> anyhow::Result<(ResponseFuture, SendStream<Bytes>)> {
-        poll_fn(|cx| self.send.poll_ready(cx))
-            .await
-            .context("connection is gone")?;
+        poll_fn(|cx| self.send.poll_ready(cx)).await.context(NotSent(rpc))?;
         let head = self.heads[rpc as usize].clone();
-        self.send
-            .send_request(head, false)
-            .with_context(|| format!("open {rpc:?}"))
+        self.send.send_request(head, false).context(NotSent(rpc))
     }
 }
 
@@ -233,7 +239,7 @@ pub fn frame(message: &impl Message) -> Bytes {
     out.freeze()
 }
 
-async fn handshake<T>(io: T) -> anyhow::Result<SendRequest<Bytes>>
+async fn handshake<T>(io: T) -> anyhow::Result<(SendRequest<Bytes>, JoinHandle<()>)>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -245,11 +251,11 @@ where
         .handshake::<_, Bytes>(io)
         .await
         .context("HTTP/2 handshake")?;
-    tokio::spawn(async move {
+    let ends = tokio::spawn(async move {
         // Its error reaches every call that was open, with a better account of what was lost.
         let _ = connection.await;
     });
-    Ok(send)
+    Ok((send, ends))
 }
 
 /// Ready-made request heads, indexed by [`Rpc`].
@@ -284,11 +290,46 @@ fn check_status(rpc: Rpc, headers: &HeaderMap) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The connection was gone before the request went out.
+#[derive(Clone, Copy, Debug)]
+struct NotSent(Rpc);
+
+impl std::fmt::Display for NotSent {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{:?}: the connection is gone", self.0)
+    }
+}
+
+/// What became of a request that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It never left.
+    NotSent,
+    /// The server said that it did not look at it: it left the stream out as it closed the connection, or refused it.
+    Unprocessed,
+    /// It was answered with an error, or whether it was done is not known.
+    Other,
+}
+
+pub fn fate(error: &anyhow::Error) -> Fate {
+    if error.downcast_ref::<NotSent>().is_some() {
+        return Fate::NotSent;
+    }
+    let cause = error.chain().find_map(|cause| cause.downcast_ref::<h2::Error>());
+    match cause {
+        // h2 gives a peer's GOAWAY as the error of those streams alone that lie above the last one it names.
+        Some(cause) if cause.is_remote() && cause.is_go_away() => Fate::Unprocessed,
+        Some(cause) if cause.is_remote() && cause.reason() == Some(h2::Reason::REFUSED_STREAM) => Fate::Unprocessed,
+        _ => Fate::Other,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use quorate_api::proto::etcdserverpb::PutRequest;
 
     use super::*;
+    use crate::made_up::{Manner, member};
 
     #[test]
     fn heads_follow_the_order_of_the_enum() {
@@ -324,5 +365,22 @@ mod tests {
         assert_eq!(error, "Put: grpc-status 8: etcdserver: too many requests");
         headers.insert("grpc-status", HeaderValue::from_static("0"));
         assert!(check_status(Rpc::Put, &headers).is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_fate_of_a_request_is_told_apart() {
+        let put = || frame(&PutRequest::default());
+        let addr = member(Manner::LeavesOutTheSecond).await;
+        let mut caller = Caller::connect(&Endpoint { addr, tls: None }).await.unwrap();
+        caller.unary_raw(Rpc::Put, put()).await.unwrap();
+        let left_out = caller.unary_raw(Rpc::Put, put()).await.unwrap_err();
+        assert_eq!(fate(&left_out), Fate::Unprocessed, "{left_out:#}");
+        let late = caller.unary_raw(Rpc::Put, put()).await.unwrap_err();
+        assert_eq!(fate(&late), Fate::NotSent, "{late:#}");
+
+        let addr = member(Manner::DiesOfTheFirst).await;
+        let mut caller = Caller::connect(&Endpoint { addr, tls: None }).await.unwrap();
+        let unknown = caller.unary_raw(Rpc::Put, put()).await.unwrap_err();
+        assert_eq!(fate(&unknown), Fate::Other, "{unknown:#}");
     }
 }

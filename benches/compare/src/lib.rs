@@ -1,10 +1,12 @@
 //! Side-by-side measurement of etcd and Quorate: the same clients, flags, disk and data, in alternating rounds.
 //!
-//! * [`args`] — the command line;
-//! * [`node`] — a server process: start, restart, kill, never left behind;
+//! * [`args`] — the command line; [`scale`] — how large everything is;
+//! * [`program`] — what is measured; [`process`] — never left behind; [`ports`] — where they listen;
+//! * [`node`] — one member: its command line, start, restart, kill; [`cluster`] — all of them, and who leads;
 //! * [`procfs`] — what a process has used: CPU time and resident memory;
-//! * [`tls`] — a certificate for `--tls`;
+//! * [`tls`] — certificates for `--tls` and `--peer-tls`;
 //! * [`grpc`], [`deframe`], [`wire`] — a client that costs little, since it shares the cores with the server;
+//! * [`retrying`] — a client over all members that retries as etcd's does;
 //! * [`load`] — closed-loop clients and the clock;
 //! * [`meter`] — one measured window: rate, latency, CPU and memory of the server;
 //! * [`data`] — keys and values;
@@ -15,14 +17,22 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod args;
+pub mod cluster;
 pub mod data;
 pub mod deframe;
 pub mod grpc;
 pub mod load;
+#[cfg(test)]
+mod made_up;
 pub mod meter;
 pub mod node;
+pub mod ports;
+pub mod process;
 pub mod procfs;
+pub mod program;
 pub mod report;
+pub mod retrying;
+pub mod scale;
 pub mod scenario;
 pub mod suite;
 pub mod targets;
@@ -45,7 +55,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    node::kill_on_panic();
+    process::kill_on_panic();
     match suite::run_to_end(args) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(failures) => {

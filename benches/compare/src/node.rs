@@ -1,21 +1,19 @@
-//! A server process: started on a data directory, asked until it answers, restarted, and never left behind.
-//!
-//! Three things see to the last point. Dropping a [`Node`] kills its process; a panic kills all of them, since release
-//! builds abort without dropping; and where `setpriv` exists the kernel kills them when we are killed ourselves.
+//! One member: its directory and addresses, the command line it is started with, start, stop and restart.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use parking::ALIVE;
-use quorate_api::proto::etcdserverpb::{RangeRequest, RangeResponse};
-use rustix::process::{Pid, Signal, kill_process};
+use quorate_api::proto::etcdserverpb::{RangeRequest, RangeResponse, StatusRequest, StatusResponse};
 
 use crate::grpc::{Caller, Endpoint, Rpc};
+use crate::ports;
+use crate::process::{Process, Signal};
+use crate::program::Program;
 use crate::tls::Material;
 
 /// Time that a server may take to answer after its start. A member with a large file reads all of it first.
@@ -25,61 +23,57 @@ const STOP_MAX: Duration = Duration::from_secs(60);
 const PROBE_MAX: Duration = Duration::from_millis(500);
 const PROBE_PAUSE: Duration = Duration::from_millis(2);
 
-/// A program under test.
-#[derive(Clone, Debug)]
-pub struct Program {
-    /// How tables name it.
-    pub label: String,
-    pub path: PathBuf,
-    /// Major and minor version that it says it is.
-    pub version: (u32, u32),
-    pub extra_args: Vec<String>,
+/// How every server of a run is set up.
+#[derive(Clone, Default)]
+pub struct Setting {
+    /// TLS of the client ports, with client certificates.
+    pub clients: Option<Material>,
+    /// TLS between members, mutual.
+    pub peers: Option<Material>,
+    /// `None` leaves it to the server's default.
+    pub election: Option<Duration>,
 }
 
-impl Program {
-    /// Asks the program for its version, which also proves that it can be run.
-    pub fn etcd(path: &Path, extra_args: &[String]) -> anyhow::Result<Self> {
-        let version = version(path)?;
+/// Where a member lives.
+pub struct Site {
+    name: String,
+    dir: tempfile::TempDir,
+    client_addr: SocketAddr,
+    peer_addr: SocketAddr,
+}
+
+impl Site {
+    /// A fresh directory under `parent`, and two free ports.
+    pub fn prepare(parent: &Path, name: String) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("node-")
+            .tempdir_in(parent)
+            .context("make a data directory")?;
         Ok(Self {
-            version: major_minor(&version),
-            label: format!("etcd {version}"),
-            path: path.to_owned(),
-            extra_args: extra_args.to_vec(),
+            name,
+            dir,
+            client_addr: ports::free()?,
+            peer_addr: ports::free()?,
         })
     }
 
-    pub fn ours(path: &Path, extra_args: &[String]) -> anyhow::Result<Self> {
-        let version = version(path)?;
-        Ok(Self {
-            version: major_minor(&version),
-            label: "ours".to_owned(),
-            path: path.to_owned(),
-            extra_args: extra_args.to_vec(),
-        })
+    /// The member's part of `--initial-cluster`.
+    pub fn founding_word(&self, setting: &Setting) -> String {
+        format!("{}={}", self.name, self.peer_url(setting))
+    }
+
+    pub fn peer_url(&self, setting: &Setting) -> String {
+        format!("{}://{}", scheme(setting.peers.as_ref()), self.peer_addr)
     }
 }
 
-fn major_minor(version: &str) -> (u32, u32) {
-    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
-}
-
-/// First line of `--version`: `etcd Version: 3.7.1`.
-fn version(path: &Path) -> anyhow::Result<String> {
-    let output = Command::new(path)
-        .arg("--version")
-        .output()
-        .with_context(|| format!("run {} --version", path.display()))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().next().unwrap_or_default();
-    let version = line.rsplit(' ').next().unwrap_or_default();
-    ensure!(
-        output.status.success() && !version.is_empty(),
-        "{} --version printed {line:?} and ended with {}; is it a server?",
-        path.display(),
-        output.status
-    );
-    Ok(version.to_owned())
+/// What a member is told about its cluster at each start.
+#[derive(Clone)]
+pub struct Founding {
+    /// `--initial-cluster`.
+    pub members: String,
+    /// It joins a cluster that is there already.
+    pub existing: bool,
 }
 
 /// How a node is stopped.
@@ -89,86 +83,78 @@ pub enum Stop {
     Kill,
 }
 
-/// A running server on its own data directory; both are gone when this is dropped.
+/// A member that was started. Its process and its data are gone when this is dropped.
 pub struct Node {
     program: Program,
-    tls: Option<Material>,
-    dir: tempfile::TempDir,
-    client_addr: SocketAddr,
-    peer_addr: SocketAddr,
+    setting: Setting,
+    founding: Founding,
+    // The process ends before its directory goes.
     process: Process,
+    site: Site,
 }
 
 impl Node {
-    /// Starts on a fresh directory under `parent` and waits until a linearizable read succeeds.
-    pub async fn start(program: &Program, parent: &Path, tls: Option<Material>) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("node-")
-            .tempdir_in(parent)
-            .context("make a data directory")?;
-        let (client_addr, peer_addr) = free_addrs()?;
-        let process = Process::spawn(
-            &command(program, dir.path(), client_addr, peer_addr, tls.as_ref()),
-            dir.path(),
-        )?;
-        let mut node = Self {
+    /// Starts the process; [`Self::wait_until_serving`] tells when it answers.
+    pub fn spawn(program: &Program, setting: &Setting, site: Site, founding: Founding) -> anyhow::Result<Self> {
+        let process = Process::spawn(&command(program, setting, &site, &founding), &site.dir.path().join(LOG))?;
+        Ok(Self {
             program: program.clone(),
-            tls,
-            dir,
-            client_addr,
-            peer_addr,
+            setting: setting.clone(),
+            founding,
             process,
-        };
-        node.wait_until_serving(b"none", false).await?;
-        Ok(node)
+            site,
+        })
     }
 
     pub fn pid(&self) -> u32 {
-        self.process.child.id()
+        self.process.pid()
     }
 
     pub fn endpoint(&self) -> Endpoint {
         Endpoint {
-            addr: self.client_addr,
-            tls: self.tls.as_ref().map(|tls| Arc::clone(&tls.client)),
+            addr: self.site.client_addr,
+            tls: self.setting.clients.as_ref().map(|tls| Arc::clone(&tls.client)),
         }
     }
 
     pub fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.site.dir.path().join("data")
     }
 
     /// Ends the process and waits for its end; returns how long that took.
     pub async fn stop(&mut self, how: Stop) -> anyhow::Result<Duration> {
         let began = Instant::now();
+        self.signal(how)?;
+        self.wait_for_exit().await?;
+        Ok(began.elapsed())
+    }
+
+    pub fn signal(&self, how: Stop) -> anyhow::Result<()> {
         self.process.signal(match how {
             Stop::Terminate => Signal::TERM,
             Stop::Kill => Signal::KILL,
-        })?;
+        })
+    }
+
+    pub async fn wait_for_exit(&mut self) -> anyhow::Result<()> {
+        let began = Instant::now();
         while self.process.exited()?.is_none() {
             ensure!(
                 began.elapsed() < STOP_MAX,
-                "{} did not stop within {STOP_MAX:?}",
+                "{} of {} did not stop within {STOP_MAX:?}",
+                self.site.name,
                 self.program.label
             );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        Ok(began.elapsed())
+        Ok(())
     }
 
-    /// Starts again on the same data; returns the time from spawn to the first linearizable read that finds `key`.
-    pub async fn restart(&mut self, key: &[u8]) -> anyhow::Result<Duration> {
-        let command = command(
-            &self.program,
-            self.dir.path(),
-            self.client_addr,
-            self.peer_addr,
-            self.tls.as_ref(),
-        );
-        let began = Instant::now();
-        self.process = Process::spawn(&command, self.dir.path())?;
-        self.wait_until_serving(key, true).await?;
-        Ok(began.elapsed())
+    /// Starts the stopped member again on the same data, with the same command line.
+    pub fn respawn(&mut self) -> anyhow::Result<()> {
+        let command = command(&self.program, &self.setting, &self.site, &self.founding);
+        self.process = Process::spawn(&command, &self.site.dir.path().join(LOG))?;
+        Ok(())
     }
 
     /// Evicts the (stopped) server's files from the page cache, so that the next start reads them from the disk.
@@ -194,26 +180,29 @@ impl Node {
         match self.process.exited()? {
             None => Ok(()),
             Some(status) => bail!(
-                "{} ended with {status}; its log ends:\n{}",
+                "{} of {} ended with {status}; its log ends:\n{}",
+                self.site.name,
                 self.program.label,
                 self.log_tail()
             ),
         }
     }
 
-    async fn wait_until_serving(&mut self, key: &[u8], must_exist: bool) -> anyhow::Result<()> {
+    /// Waits until a linearizable read succeeds, and finds `key` if one is given.
+    pub async fn wait_until_serving(&mut self, key: Option<&[u8]>) -> anyhow::Result<()> {
         let began = Instant::now();
         let endpoint = self.endpoint();
         loop {
             self.check_alive()?;
-            let last = match tokio::time::timeout(PROBE_MAX, probe(&endpoint, key, must_exist)).await {
+            let last = match tokio::time::timeout(PROBE_MAX, probe(&endpoint, key)).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) => error,
                 Err(_) => anyhow!("no answer within {PROBE_MAX:?}"),
             };
             ensure!(
                 began.elapsed() < START_MAX,
-                "{} does not serve after {START_MAX:?} ({last:#}); its log ends:\n{}",
+                "{} of {} does not serve after {START_MAX:?} ({last:#}); its log ends:\n{}",
+                self.site.name,
                 self.program.label,
                 self.log_tail()
             );
@@ -221,208 +210,155 @@ impl Node {
         }
     }
 
+    /// It need not have a leader for that.
+    pub async fn status(&self) -> anyhow::Result<StatusResponse> {
+        let ask = async {
+            let mut caller = Caller::connect(&self.endpoint()).await?;
+            caller.unary(Rpc::Status, &StatusRequest::default()).await
+        };
+        tokio::time::timeout(PROBE_MAX, ask)
+            .await
+            .map_err(|_| anyhow!("no status within {PROBE_MAX:?}"))?
+    }
+
+    /// The revision that the member itself has come to.
+    pub async fn own_revision(&self) -> anyhow::Result<i64> {
+        let request = RangeRequest {
+            key: "none".into(),
+            serializable: true,
+            ..Default::default()
+        };
+        let ask = async {
+            let mut caller = Caller::connect(&self.endpoint()).await?;
+            caller.unary::<RangeResponse>(Rpc::Range, &request).await
+        };
+        let response = tokio::time::timeout(PROBE_MAX, ask)
+            .await
+            .map_err(|_| anyhow!("no answer within {PROBE_MAX:?}"))??;
+        Ok(response.header.context("an answer without a header")?.revision)
+    }
+
     fn log_tail(&self) -> String {
-        let log = fs::read(self.dir.path().join(LOG)).unwrap_or_default();
+        let log = fs::read(self.site.dir.path().join(LOG)).unwrap_or_default();
         String::from_utf8_lossy(&log[log.len().saturating_sub(2000)..]).into_owned()
     }
 }
 
 const LOG: &str = "log";
 
-async fn probe(endpoint: &Endpoint, key: &[u8], must_exist: bool) -> anyhow::Result<()> {
+async fn probe(endpoint: &Endpoint, key: Option<&[u8]>) -> anyhow::Result<()> {
     let request = RangeRequest {
-        key: key.to_vec().into(),
+        key: key.unwrap_or(b"none").to_vec().into(),
         ..Default::default()
     };
     let response: RangeResponse = Caller::connect(endpoint).await?.unary(Rpc::Range, &request).await?;
     ensure!(
-        !must_exist || response.kvs.len() == 1,
+        key.is_none() || response.kvs.len() == 1,
         "a key that was acknowledged is missing after the restart"
     );
     Ok(())
 }
 
+fn scheme(tls: Option<&Material>) -> &'static str {
+    if tls.is_some() { "https" } else { "http" }
+}
+
 /// The command line, the same for every server but for `extra_args`.
-fn command(
-    program: &Program,
-    dir: &Path,
-    client: SocketAddr,
-    peer: SocketAddr,
-    tls: Option<&Material>,
-) -> Vec<std::ffi::OsString> {
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let mut words: Vec<std::ffi::OsString> = vec![program.path.clone().into(), "--name=bench".into()];
-    let mut data = std::ffi::OsString::from("--data-dir=");
-    data.push(dir.join("data"));
-    words.push(data);
+fn command(program: &Program, setting: &Setting, site: &Site, founding: &Founding) -> Vec<OsString> {
+    let (client, peer) = (site.client_addr, site.peer_url(setting));
+    let scheme = scheme(setting.clients.as_ref());
+    let mut words: Vec<OsString> = vec![program.path.clone().into(), format!("--name={}", site.name).into()];
+    words.push(with_path("--data-dir=", &site.dir.path().join("data")));
     for flag in [
         format!("--listen-client-urls={scheme}://{client}"),
         format!("--advertise-client-urls={scheme}://{client}"),
-        format!("--listen-peer-urls=http://{peer}"),
-        format!("--initial-advertise-peer-urls=http://{peer}"),
-        format!("--initial-cluster=bench=http://{peer}"),
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--initial-cluster={}", founding.members),
         format!("--quota-backend-bytes={}", 8_u64 << 30),
     ] {
         words.push(flag.into());
     }
-    if let Some(tls) = tls {
+    if founding.existing {
+        words.push("--initial-cluster-state=existing".into());
+    }
+    if let Some(election) = setting.election {
+        words.push(format!("--election-timeout={}", election.as_millis()).into());
+        words.push(format!("--heartbeat-interval={}", (election.as_millis() / 10).max(1)).into());
+    }
+    if let Some(tls) = &setting.clients {
         words.push("--client-cert-auth".into());
-        for (flag, file) in [
-            ("--cert-file=", &tls.cert_file),
-            ("--key-file=", &tls.key_file),
-            ("--trusted-ca-file=", &tls.ca_file),
-        ] {
-            let mut word = std::ffi::OsString::from(flag);
-            word.push(file);
-            words.push(word);
-        }
+        words.push(with_path("--cert-file=", &tls.cert_file));
+        words.push(with_path("--key-file=", &tls.key_file));
+        words.push(with_path("--trusted-ca-file=", &tls.ca_file));
+    }
+    if let Some(tls) = &setting.peers {
+        words.push("--peer-client-cert-auth".into());
+        words.push(with_path("--peer-cert-file=", &tls.cert_file));
+        words.push(with_path("--peer-key-file=", &tls.key_file));
+        words.push(with_path("--peer-trusted-ca-file=", &tls.ca_file));
     }
     words.extend(program.extra_args.iter().map(Into::into));
     words
 }
 
-/// Two free ports of the loopback interface. Nothing else here takes ports in between.
-fn free_addrs() -> anyhow::Result<(SocketAddr, SocketAddr)> {
-    let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port");
-    let (one, two) = (listen()?, listen()?);
-    Ok((
-        one.local_addr().context("read a port")?,
-        two.local_addr().context("read a port")?,
-    ))
-}
-
-struct Process {
-    child: Child,
-    pid: Pid,
-}
-
-impl Process {
-    fn spawn(words: &[std::ffi::OsString], dir: &Path) -> anyhow::Result<Self> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(dir.join(LOG))
-            .context("open the server's log")?;
-        let mut command = if Path::new(SETPRIV).exists() {
-            let mut command = Command::new(SETPRIV);
-            command.args(["--pdeathsig", "KILL", "--"]).args(words); // becomes the server by exec: same process id
-            command
-        } else {
-            let mut command = Command::new(&words[0]);
-            command.args(&words[1..]);
-            command
-        };
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().context("share the server's log")?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("start {}", words[0].display()))?;
-        let pid = Pid::from_child(&child);
-        parking::add(pid);
-        Ok(Self { child, pid })
-    }
-
-    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        kill_process(self.pid, signal).context("signal the server")
-    }
-
-    /// Also reaps it.
-    fn exited(&mut self) -> anyhow::Result<Option<ExitStatus>> {
-        let status = self.child.try_wait().context("wait for the server")?;
-        if status.is_some() {
-            parking::remove(self.pid);
-        }
-        Ok(status)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-        parking::remove(self.pid);
-    }
-}
-
-const SETPRIV: &str = "/usr/bin/setpriv";
-
-/// Kills every running server when any thread panics.
-pub fn kill_on_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if let Ok(alive) = ALIVE.try_lock() {
-            for pid in alive.iter() {
-                let _ = kill_process(*pid, Signal::KILL);
-            }
-        }
-        report(panic);
-    }));
-}
-
-/// Processes that are running (or dead but not reaped, so that their ids can't belong to anyone else).
-mod parking {
-    use std::sync::Mutex;
-
-    use rustix::process::Pid;
-
-    pub static ALIVE: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
-
-    pub fn add(pid: Pid) {
-        ALIVE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(pid);
-    }
-
-    pub fn remove(pid: Pid) {
-        ALIVE
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .retain(|alive| *alive != pid);
-    }
+fn with_path(flag: &str, path: &Path) -> OsString {
+    let mut word = OsString::from(flag);
+    word.push(path);
+    word
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sleeper(dir: &Path) -> Process {
-        Process::spawn(&["sleep".into(), "600".into()], dir).unwrap()
-    }
-
-    fn is_running(pid: Pid) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-        stat.is_ok_and(|stat| !stat.contains(") Z "))
-    }
-
-    #[test]
-    fn a_dropped_process_is_dead() {
-        let dir = tempfile::tempdir().unwrap();
-        let process = sleeper(dir.path());
-        let pid = process.pid;
-        assert!(is_running(pid));
-        drop(process);
-        assert!(!is_running(pid));
-    }
-
-    #[test]
-    fn every_server_gets_the_flags_that_matter() {
+    fn words(setting: &Setting, existing: bool) -> Vec<String> {
         let program = Program {
             label: "x".into(),
             version: (0, 0),
             path: "/bin/x".into(),
             extra_args: vec!["--extra=1".into()],
         };
-        let (client, peer) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
-        let words = command(&program, Path::new("/d"), client, peer, None);
-        let has = |word: &str| words.iter().any(|other| other == word);
-        assert!(has("--quota-backend-bytes=8589934592") && has("--data-dir=/d/data") && has("--extra=1"));
-        assert!(!words.iter().any(|word| word.to_string_lossy().contains("fsync")));
+        let parent = tempfile::tempdir().unwrap();
+        let site = Site::prepare(parent.path(), "m2".into()).unwrap();
+        let members = format!("m1=http://other,{}", site.founding_word(setting));
+        let founding = Founding { members, existing };
+        let words = command(&program, setting, &site, &founding);
+        words.into_iter().map(|word| word.into_string().unwrap()).collect()
     }
 
     #[test]
-    fn a_program_that_is_no_server_is_refused_by_name() {
-        let error = Program::ours(Path::new("/nonexistent/server"), &[]).unwrap_err();
-        assert!(format!("{error:#}").contains("/nonexistent/server --version"));
+    fn every_server_gets_the_flags_that_matter() {
+        let words = words(&Setting::default(), false);
+        let value = |flag: &str| words.iter().find_map(|word| word.strip_prefix(flag)).unwrap();
+        assert_eq!(value("--quota-backend-bytes="), "8589934592");
+        assert_eq!(value("--extra="), "1");
+        assert_eq!(value("--name="), "m2");
+        let peer = value("--listen-peer-urls=");
+        assert_eq!(value("--initial-cluster="), format!("m1=http://other,m2={peer}"));
+        for absent in ["fsync", "election", "state", "cert"] {
+            assert!(!words.iter().any(|word| word.contains(absent)), "{absent}: {words:?}");
+        }
+    }
+
+    #[test]
+    fn who_joins_is_told_that_the_cluster_exists() {
+        assert!(words(&Setting::default(), true).contains(&"--initial-cluster-state=existing".into()));
+    }
+
+    #[test]
+    fn members_show_each_other_certificates_where_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let setting = Setting {
+            clients: None,
+            peers: Some(crate::tls::generate(dir.path()).unwrap()),
+            election: Some(Duration::from_millis(200)),
+        };
+        let words = words(&setting, false);
+        let has = |part: &str| words.iter().any(|word| word.starts_with(part));
+        assert!(has("--peer-client-cert-auth") && has("--peer-trusted-ca-file=") && has("--peer-cert-file="));
+        assert!(has("--listen-peer-urls=https://") && has("--listen-client-urls=http://"));
+        assert!(has("--election-timeout=200") && has("--heartbeat-interval=20"));
+        assert!(!has("--client-cert-auth"));
     }
 }

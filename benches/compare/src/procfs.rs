@@ -1,4 +1,5 @@
-//! What a process has used, read from `/proc`: CPU time of all its threads and resident memory.
+//! What a process has used, read from `/proc`: CPU time of all its threads and resident memory. A cluster's CPU time is
+//! that of all its processes together.
 
 use std::fs;
 use std::io;
@@ -17,6 +18,11 @@ impl Memory {
     pub fn resident(self) -> u64 {
         self.anon + self.file
     }
+
+    /// The most that is known to have been resident.
+    pub fn high_water(self) -> u64 {
+        self.peak.max(self.resident())
+    }
 }
 
 /// User plus system time of all threads, dead ones included. Its grain is the kernel's clock tick, mostly 10 ms.
@@ -26,6 +32,11 @@ pub fn cpu_time(pid: u32) -> io::Result<Duration> {
     Ok(Duration::from_secs_f64(
         ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
     ))
+}
+
+/// [`cpu_time`] of several processes together.
+pub fn cpu_time_of(pids: &[u32]) -> io::Result<Duration> {
+    pids.iter().map(|pid| cpu_time(*pid)).sum()
 }
 
 pub fn memory(pid: u32) -> io::Result<Memory> {
@@ -83,7 +94,8 @@ mod tests {
         let memory = memory(pid).unwrap();
         assert!(memory.anon >= block.len() as u64, "{memory:?}");
         assert!(memory.peak >= memory.anon, "{memory:?}");
-        assert!(cpu_time(pid).is_ok(), "{}", block.len());
+        let (once, twice) = (cpu_time(pid).unwrap(), cpu_time_of(&[pid, pid]).unwrap());
+        assert!(twice >= once * 2, "{}", block.len());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::args::{Args, Limit};
-use crate::meter::{CLIENT_CORES, PERFORMANCE};
+use crate::meter::{CLIENT_CORES, ELECTIONS, PEAK_SUM, PERFORMANCE};
 use crate::workload::{LIST_CLIENTS_MAX, Sample, Workload};
 
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -50,6 +50,15 @@ impl Results {
         }
     }
 
+    pub fn members(&self) -> usize {
+        self.environment.members
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_members(&mut self, members: usize) {
+        self.environment.members = members;
+    }
+
     fn is_absent(&self, workload: Workload, server: &str) -> bool {
         self.absent.iter().any(|(w, s)| *w == workload && s == server)
     }
@@ -86,6 +95,14 @@ impl Results {
         workload.caps_clients() && clients == Some(LIST_CLIENTS_MAX) && self.environment.clients_max > LIST_CLIENTS_MAX
     }
 
+    /// Columns of the main table. One member's peak needs no sum.
+    fn columns(&self) -> impl Iterator<Item = &'static str> + Clone {
+        let one = self.environment.members == 1;
+        PERFORMANCE
+            .into_iter()
+            .filter(move |metric| !one || *metric != PEAK_SUM)
+    }
+
     fn metric_names(&self, row: (Workload, Option<usize>)) -> Vec<&'static str> {
         let first = self
             .measured
@@ -112,6 +129,7 @@ pub struct Environment {
     lines: Vec<String>,
     threads: usize,
     clients_max: usize,
+    members: usize,
 }
 
 impl Environment {
@@ -149,9 +167,20 @@ impl Environment {
         );
         lines.push(
             "same for all: fresh data directory per workload, quota 8 GiB, default snapshot-count, fsync on, loopback, \
-             one member"
+             static bootstrap"
                 .to_owned(),
         );
+        lines.push(format!(
+            "{} member(s); clients connected to {}; election timeout {}; TLS between members {}. CPU is of all members \
+             together, peak MiB of the largest",
+            args.members,
+            if args.members == 1 { "it" } else { args.via.words() },
+            args.election.map_or("the default".to_owned(), |timeout| format!(
+                "{} ms",
+                timeout.as_millis()
+            )),
+            if args.peer_tls { "on, mutual" } else { "off" },
+        ));
         let on_tmpfs = rustix::fs::statfs(&args.dir).is_ok_and(|fs| i128::from(fs.f_type) == i128::from(TMPFS_MAGIC));
         if on_tmpfs {
             lines.push(format!(
@@ -178,6 +207,7 @@ impl Environment {
             lines,
             threads: args.threads,
             clients_max: args.clients.iter().copied().max().unwrap_or(0),
+            members: args.members,
         }
     }
 }
@@ -210,6 +240,20 @@ pub fn render(results: &Results, markdown: bool) -> String {
             "\n* the clients used up their threads: throughput and latency are theirs, CPU/op is the server's\n",
         );
     }
+    for Measured { round, server, sample } in &results.measured {
+        if let Some((_, elections)) = sample
+            .metrics
+            .iter()
+            .find(|(name, many)| *name == ELECTIONS && *many > 0.0)
+        {
+            let _ = writeln!(
+                out,
+                "\n! {elections} election(s) within a window of {}, {server}, round {}",
+                sample.workload.name(),
+                round + 1
+            );
+        }
+    }
     if results.rows().iter().any(|row| results.is_capped(*row)) {
         let _ = writeln!(out, "\n† lists run with at most {LIST_CLIENTS_MAX} clients");
     }
@@ -229,7 +273,10 @@ fn client_bound(sample: &Sample, threads: usize) -> bool {
 
 /// One line per server, then one per etcd with the ratios.
 fn performance(results: &Results, rows: &[(Workload, Option<usize>)]) -> Table {
-    let mut table = Table::new(["workload", "clients", "server"].into_iter().chain(PERFORMANCE), 3);
+    let mut table = Table::new(
+        ["workload", "clients", "server"].into_iter().chain(results.columns()),
+        3,
+    );
     let Some((ours, etcds)) = results.servers.split_last() else {
         return table;
     };
@@ -240,7 +287,7 @@ fn performance(results: &Results, rows: &[(Workload, Option<usize>)]) -> Table {
         }
         let mut line = |server: String, figure: &dyn Fn(&str) -> String| {
             let cells = [row.0.name().to_owned(), clients.clone(), server];
-            table.push(cells.into_iter().chain(PERFORMANCE.iter().map(|metric| figure(metric))));
+            table.push(cells.into_iter().chain(results.columns().map(figure)));
         };
         for server in &results.servers {
             let bound = results.measured.iter().any(|measured| {
@@ -268,7 +315,7 @@ fn performance(results: &Results, rows: &[(Workload, Option<usize>)]) -> Table {
 /// One line per figure, one column per server.
 fn scenario(results: &Results, row: (Workload, Option<usize>)) -> Table {
     let Some((ours, etcds)) = results.servers.split_last() else {
-        return Table::new(PERFORMANCE, 0);
+        return Table::new(results.columns(), 0);
     };
     let heads = [row.0.name().to_owned()]
         .into_iter()
@@ -405,6 +452,7 @@ pub fn json(results: &Results) -> Value {
         .collect();
     json!({
         "environment": results.environment.lines,
+        "members": results.environment.members,
         "servers": results.servers,
         "measurements": measured,
         "failures": results.failures,
@@ -434,6 +482,7 @@ pub(crate) mod tests {
             lines: vec!["somewhere".into()],
             threads: 1,
             clients_max: 1000,
+            members: 1,
         };
         let mut results = Results::new(vec!["etcd 1".into(), "etcd 2".into(), "ours".into()], environment);
         for (round, rate) in [(0, 900.0), (1, 1000.0), (2, 5000.0)] {
@@ -459,6 +508,22 @@ pub(crate) mod tests {
         );
         assert!(line("put-256   100      etcd 2").contains("failed"), "{text}");
         assert!(text.contains("ours *"), "a client at its limit is marked: {text}");
+    }
+
+    #[test]
+    fn the_sum_of_peaks_is_shown_for_several_members_only() {
+        let mut results = results();
+        assert!(!render(&results, false).contains(PEAK_SUM));
+        results.set_members(3);
+        assert!(render(&results, false).contains(PEAK_SUM));
+    }
+
+    #[test]
+    fn an_election_within_a_window_is_told() {
+        let mut results = results();
+        assert!(!render(&results, false).contains("election(s) within"));
+        results.measured[0].sample.metrics.push((ELECTIONS, 2.0));
+        assert!(render(&results, false).contains("! 2 election(s) within a window of put-256, etcd 1, round 1"));
     }
 
     #[test]

@@ -7,8 +7,10 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 
 use crate::args::Args;
+use crate::cluster::Cluster;
 use crate::data::Values;
-use crate::node::{Node, Program};
+use crate::node::Setting;
+use crate::program::Program;
 use crate::report::{self, Environment, Measured, Results};
 use crate::targets;
 use crate::tls;
@@ -65,10 +67,15 @@ async fn run(args: &Args) -> anyhow::Result<usize> {
         .prefix("certs-")
         .tempdir_in(&args.dir)
         .context("make a directory")?;
-    let tls = if args.tls {
+    let material = if args.tls || args.peer_tls {
         Some(tls::generate(&scratch.path().canonicalize()?)?)
     } else {
         None
+    };
+    let setting = Setting {
+        clients: material.clone().filter(|_| args.tls),
+        peers: material.filter(|_| args.peer_tls),
+        election: args.election,
     };
     let values = Values::new();
     let mut results = Results::new(labels, Environment::look(args));
@@ -92,9 +99,9 @@ async fn run(args: &Args) -> anyhow::Result<usize> {
                     program.label
                 );
                 let began = Instant::now();
-                let node = Node::start(program, &args.dir, tls.clone()).await;
-                let failure = match node {
-                    Ok(node) => one(args, &values, node, workload, round, &program.label, &mut results)
+                let cluster = Cluster::start(program, &args.dir, args.members, &setting).await;
+                let failure = match cluster {
+                    Ok(cluster) => one(args, &values, cluster, workload, round, &program.label, &mut results)
                         .await
                         .err(),
                     Err(error) => Some(error),
@@ -127,7 +134,7 @@ async fn run(args: &Args) -> anyhow::Result<usize> {
 async fn one(
     args: &Args,
     values: &Values,
-    node: Node,
+    cluster: Cluster,
     workload: Workload,
     round: usize,
     server: &str,
@@ -136,12 +143,12 @@ async fn one(
     let mut bench = Bench {
         args,
         values: values.clone(),
-        node,
+        cluster,
         workload,
         samples: Vec::new(),
     };
     let mut result = bench.run().await;
-    if let Err(dead) = bench.node.check_alive() {
+    if let Err(dead) = bench.cluster.check_alive() {
         result = Err(dead); // the cause; what the clients saw is the consequence
     }
     let server = server.to_owned();

@@ -1,10 +1,11 @@
-//! What is aimed at, and whether it is met: the targets of the one-member node.
+//! What is aimed at, and whether it is met: of the node with one member, and of a cluster.
 
 use crate::meter::{CPU, OPS_PER_SECOND, P50};
 use crate::report::{Results, Table, figure};
 use crate::scenario::memory::{PEAK_LOADING, RESTART_KILL, RESTART_TERM};
 use crate::scenario::watchers::OVER_IDLE;
-use crate::workload::Workload;
+use crate::scenario::{join, leader_kill, leader_stop, rolling};
+use crate::workload::{CLUSTER_MIN, Workload};
 
 use Aim::{AtLeast, AtMost, OursAtMost};
 use Workload as W;
@@ -34,7 +35,7 @@ const fn target(workload: Workload, clients: Option<usize>, metric: &'static str
     }
 }
 
-const TARGETS: [Target; 16] = [
+const ONE: [Target; 16] = [
     target(W::Put256, Some(100), CPU, AtMost(0.4)),
     target(W::Put256, Some(1000), CPU, AtMost(0.4)),
     target(W::Put256, Some(1000), OPS_PER_SECOND, AtLeast(2.0)),
@@ -53,10 +54,29 @@ const TARGETS: [Target; 16] = [
     target(W::Watchers, None, OVER_IDLE, OursAtMost(30.0)),
 ];
 
+const CLUSTER: [Target; 12] = [
+    target(W::Put256, Some(100), CPU, AtMost(0.4)),
+    target(W::Put256, Some(1000), CPU, AtMost(0.4)),
+    target(W::Put256, Some(100), OPS_PER_SECOND, AtLeast(2.0)),
+    target(W::Put256, Some(1000), OPS_PER_SECOND, AtLeast(2.0)),
+    target(W::Put256, Some(1), P50, AtMost(1.0)),
+    target(W::GetFollower, Some(100), CPU, AtMost(0.5)),
+    target(W::LeaderKill, None, leader_kill::MEDIAN, OursAtMost(1.5)),
+    target(W::LeaderStop, None, leader_stop::FAILED, OursAtMost(0.0)),
+    target(W::Join, None, join::CAUGHT_UP, AtMost(0.5)),
+    target(W::Join, None, join::P99_RATIO, OursAtMost(2.0)),
+    target(W::Rolling, None, rolling::LEADERS, OursAtMost(1.0)),
+    target(W::Rolling, None, rolling::FAILED, OursAtMost(0.0)),
+];
+
+fn of(members: usize) -> &'static [Target] {
+    if members < CLUSTER_MIN { &ONE } else { &CLUSTER }
+}
+
 /// What has to be measured for them.
-pub fn workloads() -> Vec<Workload> {
+pub fn workloads(members: usize) -> Vec<Workload> {
     let mut workloads = Vec::new();
-    for target in TARGETS {
+    for target in of(members) {
         if !workloads.contains(&target.workload) {
             workloads.push(target.workload);
         }
@@ -76,7 +96,7 @@ pub fn render(results: &Results, markdown: bool) -> String {
             .flat_map(|etcd| [format!("{ours} / {etcd}"), "met".to_owned()]),
     );
     let mut table = Table::new(heads, 3);
-    for target in TARGETS {
+    for target in of(results.members()) {
         let row = (target.workload, target.clients);
         let our_figure = results.median(row, ours, target.metric);
         let aim = match target.aim {
@@ -142,7 +162,19 @@ mod tests {
             "put-256 1000 CPU µs/op ≤ 0.4 – not measured – not measured"
         );
         assert!(!text.contains("NO"), "{text}");
-        assert_eq!(text.lines().count(), TARGETS.len() + 1);
+        assert_eq!(text.lines().count(), ONE.len() + 1);
+    }
+
+    #[test]
+    fn a_cluster_has_its_own_targets() {
+        let mut of_three = results();
+        of_three.set_members(3);
+        let text = render(&of_three, false);
+        assert_eq!(text.lines().count(), CLUSTER.len() + 1);
+        assert!(
+            text.contains("leader changes per restart") && !text.contains("watch-100"),
+            "{text}"
+        );
     }
 
     #[test]

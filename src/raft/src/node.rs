@@ -7,12 +7,14 @@
 //! * [`membership`] — raft's voters follow the members table;
 //! * [`progress`] — how far others are;
 //! * [`transfer`] — leadership given away; [`disk`] — when the disk hangs;
-//! * [`leases`] — keepalive and time to live;
-//! * [`expiry`], [`purge`] — what the node does by itself;
+//! * [`leases`] — keepalive and time to live; [`lead`] — whether this member leads for certain;
+//! * [`expiry`], [`checkpoints`], [`purge`] — what the node does by itself;
 //! * [`stop`] — ends it, within a time.
 
+mod checkpoints;
 mod disk;
 mod expiry;
+mod lead;
 mod leases;
 mod membership;
 mod observe;
@@ -40,13 +42,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub use leases::LeaseError;
-pub use start::{StartError, runtime};
+pub use start::{StartError, Threads};
 pub use transfer::TransferError;
 
 /// Who this member is, to its peers.
@@ -77,6 +78,8 @@ pub struct Options {
     pub observer: Arc<dyn Observer>,
     /// How often the log is looked at for what can be purged.
     pub purge_interval: Duration,
+    /// What long leases have left goes into the log as often; [`CHECKPOINT_PERIOD`](crate::lessor::CHECKPOINT_PERIOD).
+    pub lease_checkpoint_period: Duration,
     /// Called once when consensus has ended for good. The process should end: it can acknowledge nothing more.
     pub on_fatal: Arc<dyn Fn(String) + Send + Sync>,
     /// Called once this member has been removed from the cluster, for good.
@@ -89,7 +92,7 @@ pub struct Options {
 /// Consensus, running. Shared by the server's parts. Dropped without a [`Node::stop`], it ends as in a crash.
 pub struct Node {
     /// Nothing that runs on it holds a `Node`, or neither would ever go.
-    runtime: Mutex<Option<Runtime>>,
+    threads: Mutex<Option<Threads>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     parts: Arc<Parts>,
 }
@@ -244,9 +247,5 @@ impl Parts {
 impl Drop for Node {
     fn drop(&mut self) {
         self.tasks.get_mut().iter().for_each(JoinHandle::abort);
-        // A runtime that is merely dropped waits for its threads, which panics where nobody may wait.
-        if let Some(runtime) = self.runtime.get_mut().take() {
-            runtime.shutdown_background();
-        }
     }
 }

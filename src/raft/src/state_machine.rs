@@ -5,7 +5,7 @@
 
 use crate::barrier::Barrier;
 use crate::batch;
-use crate::lessor::{Lessor, Monotonic};
+use crate::lessor::{Lessor, Monotonic, Remainder};
 use crate::log_store::Flushed;
 use crate::observer::{Observer, Op};
 use crate::proposer::{Proposer, Whose};
@@ -18,6 +18,7 @@ use openraft::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::storage::{Snapshot, SnapshotMeta};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use quorate_api::proto::quorate::LeaseRemainder;
 use quorate_store::command::{Command, Outcome, Reply};
 use quorate_store::{Applied, Applier, Error, Image, Received, Store, backend};
 use std::io;
@@ -279,6 +280,7 @@ enum LeaseChange {
     None,
     Grant,
     Revoke { id: i64 },
+    Checkpoint { term: u64, remainders: Vec<Remainder> },
 }
 
 impl LeaseChange {
@@ -286,6 +288,16 @@ impl LeaseChange {
         match command {
             Command::LeaseGrant(_) => Self::Grant,
             Command::LeaseRevoke(revoke) => Self::Revoke { id: revoke.id },
+            Command::LeaseCheckpoint(checkpoint) => {
+                let remainder = |left: &LeaseRemainder| Remainder {
+                    id: left.id,
+                    remaining_secs: left.remaining_secs,
+                };
+                Self::Checkpoint {
+                    term: checkpoint.term,
+                    remainders: checkpoint.remainders.iter().map(remainder).collect(),
+                }
+            }
             _ => Self::None,
         }
     }
@@ -295,6 +307,10 @@ impl LeaseChange {
             (Self::Grant, Ok(Reply::LeaseGrant { id, ttl_secs })) => lessor.granted(*id, *ttl_secs),
             // A stale revocation ends as `Done` and changes nothing.
             (Self::Revoke { id }, Ok(Reply::LeaseRevoke)) => lessor.revoked(id),
+            // A stale one ends the same way; the lessor of its term is gone then, or will renew nothing any more.
+            (Self::Checkpoint { term, remainders }, Ok(_)) => {
+                remainders.into_iter().for_each(|noted| lessor.noted(term, noted));
+            }
             _ => {}
         }
     }

@@ -118,7 +118,7 @@ fn a_sync_that_fails_during_the_start_is_its_reason() {
     let (wal, store, applier) = disks.open();
     disks.log.fail_sync(1);
     match Node::start(
-        quorate_raft::node::runtime().unwrap(),
+        quorate_raft::node::Threads::start().unwrap(),
         counting().0,
         wal,
         store,

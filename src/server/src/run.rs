@@ -38,6 +38,7 @@ use crate::state::State;
 use crate::tls;
 use anyhow::{Context, anyhow};
 use ports::Ports;
+use quorate_raft::node::Threads;
 use quorate_runtime::metrics::Registry;
 use quorate_runtime::telemetry::{FLUSH_PATIENCE, Level, Record, Telemetry};
 use quorate_store::validate;
@@ -173,7 +174,8 @@ fn start(
     let on_fatal: Arc<dyn Fn(String) + Send + Sync> = Arc::new(move |reason| drop(died_tx.send(Ended::Fatal(reason))));
     let on_removed: Arc<dyn Fn() + Send + Sync> = Arc::new(move || drop(removed_tx.send(Ended::Removed)));
     // Consensus and its links have threads of their own, so that heartbeats never starve behind requests.
-    let raft_runtime = quorate_raft::node::runtime()?;
+    let threads = Threads::start()?;
+    let peer_runtime = threads.handle().cloned().unwrap_or_else(|| runtime.handle().clone());
     let peers = PeerPort::default();
 
     let registry = Arc::new(Registry::new());
@@ -202,6 +204,7 @@ fn start(
     let ops = ops(config, &state, &registry);
     let ports = Ports {
         server: Server::new(listen_limits()),
+        peer_server: Server::new(listen_limits()),
         rpc: Rpc::new(Arc::new(Services::new(state.clone())), rpc_metrics, rpc_limits(config)),
         http: ports::client_http(config, ops.clone(), message_bytes_max(config)),
         ops,
@@ -209,7 +212,7 @@ fn start(
         peer_tls,
         gate,
         peers: peers.clone(),
-        peer_runtime: raft_runtime.handle().clone(),
+        peer_runtime: peer_runtime.clone(),
     };
     ports.serve(bound);
 
@@ -231,7 +234,8 @@ fn start(
             counts,
             applied,
             dialer,
-            runtime: raft_runtime,
+            threads,
+            peer_runtime,
             on_fatal,
             on_removed,
         };
@@ -305,6 +309,7 @@ fn start(
     }
     runtime.block_on(ports.server.shutdown(DRAIN_PATIENCE));
     member.node.stop(CLOSE_BY.saturating_sub(asked.elapsed()));
+    runtime.block_on(ports.peer_server.shutdown(Duration::ZERO));
     member.hub.stop();
     Ok(ended)
 }

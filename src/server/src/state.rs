@@ -168,3 +168,42 @@ impl NodeState for State {
             .inc();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+
+    impl quorate_store::EventSink for Nobody {
+        fn publish(&self, _: Vec<Arc<quorate_store::event::EventBatch>>) {}
+
+        fn replaced(&self) {}
+    }
+
+    /// Members that found a cluster together need each other's answer before any of them can have applied anything.
+    #[test]
+    fn a_member_tells_what_it_was_told_until_it_has_a_table() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("store.redb");
+        let (store, _applier) = Store::open(&path, quorate_store::Options::default(), Box::new(Nobody)).unwrap();
+        let state = State::new(&Registry::new()).unwrap();
+        assert_eq!(state.membership(), None);
+        let member = |id| pb::Member {
+            id,
+            name: format!("m{id}"),
+            ..Default::default()
+        };
+        state.opened(Roster {
+            cluster: ClusterId(0xc1),
+            told: vec![member(2), member(1)],
+            store,
+        });
+        let told = state.membership().unwrap();
+        assert_eq!(
+            (told.cluster, told.members),
+            (ClusterId(0xc1), vec![member(1), member(2)])
+        );
+        assert_eq!(state.cluster_version(), None, "not decided before it serves");
+    }
+}

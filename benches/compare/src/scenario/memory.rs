@@ -37,40 +37,46 @@ pub async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     let keys = bench.args.scale.memory_keys;
     let last_key = data::memory_key(data::scattered(keys - 1, keys)); // the youngest write: lost first, if any is
 
-    let (cpu, began) = (procfs::cpu_time(bench.node.pid())?, Instant::now());
-    let sampler = Sampler::start(bench.node.pid());
+    let (cpu, began) = (bench.cluster.cpu_time()?, Instant::now());
+    let sampler = Sampler::start(bench.cluster.pids());
     bench.fill(keys, VALUE_BYTES, data::memory_key).await?;
     let elapsed = began.elapsed();
-    quiet(bench.node.pid()).await?;
-    let cpu = procfs::cpu_time(bench.node.pid())? - cpu;
-    let peak = sampler.finish().await?;
-    let loaded = procfs::memory(bench.node.pid())?;
+    quiet(&bench.cluster.pids()).await?;
+    let cpu = bench.cluster.cpu_time()? - cpu;
+    let peaks = sampler.finish().await?;
+    let loaded = largest(bench)?;
     count(bench, keys).await?;
-    let disk = disk_bytes(&bench.node.data_dir())?;
+    let disk = disk_bytes(bench)?;
 
-    let stopping = bench.node.stop(Stop::Terminate).await?;
-    let after_stop = bench.node.restart(&last_key).await.context("restart after SIGTERM")?;
-    quiet(bench.node.pid()).await?;
-    let restarted = procfs::memory(bench.node.pid())?;
+    let stopping = bench.cluster.stop_all(Stop::Terminate).await?;
+    let after_stop = bench
+        .cluster
+        .restart_all(&last_key)
+        .await
+        .context("restart after SIGTERM")?;
+    quiet(&bench.cluster.pids()).await?;
+    let restarted = largest(bench)?;
     count(bench, keys).await?;
 
     let acknowledged = kill_under_load(bench).await?;
     let after_kill = bench
-        .node
-        .restart(&under_load_key(0))
+        .cluster
+        .restart_all(&under_load_key(0))
         .await
         .context("restart after SIGKILL")?;
     count(bench, keys).await?;
     check_acknowledged(bench, &acknowledged).await?;
 
+    let peak = peaks.largest();
     let metrics = vec![
         ("load ops/s", keys as f64 / elapsed.as_secs_f64()),
         ("load CPU µs/op", cpu.as_secs_f64() * 1e6 / keys as f64),
-        (PEAK_LOADING, mib(peak.peak.max(peak.resident()))),
+        (PEAK_LOADING, mib(peak.high_water())),
         ("… of it anonymous", mib(peak.anon)),
         ("… of it file", mib(peak.file)),
+        ("Σ of the members' peaks, MiB", mib(peaks.sum())),
         ("MiB at rest after load", mib(loaded.resident())),
-        ("data directory MiB", mib(disk)),
+        ("data directories, MiB", mib(disk)),
         ("SIGTERM to exit, ms", millis(stopping)),
         (RESTART_TERM, millis(after_stop)),
         ("peak MiB of the restart", mib(restarted.peak)),
@@ -83,6 +89,16 @@ pub async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
         metrics,
     });
     Ok(())
+}
+
+/// Memory of the member that holds most now.
+fn largest(bench: &Bench<'_>) -> anyhow::Result<procfs::Memory> {
+    let memories = bench.cluster.pids().into_iter().map(procfs::memory);
+    let memories = memories
+        .collect::<std::io::Result<Vec<_>>>()
+        .context("read the servers' memory")?;
+    let largest = memories.into_iter().max_by_key(|memory| memory.resident());
+    largest.context("no member")
 }
 
 fn under_load_key(writer: usize) -> Bytes {
@@ -105,7 +121,7 @@ async fn kill_under_load(bench: &mut Bench<'_>) -> anyhow::Result<Revisions> {
     let load = tokio::spawn(drive(writers, Limit::Time(KILLED_AFTER * 4)));
     tokio::time::sleep(KILLED_AFTER).await;
     ensure!(!load.is_finished(), "the clients ended before the kill");
-    bench.node.stop(Stop::Kill).await?;
+    bench.cluster.stop_all(Stop::Kill).await?;
     let cut_off = load.await.context("the clients died")?;
     ensure!(cut_off.is_err(), "the clients did not notice the kill");
     ensure!(
@@ -117,7 +133,7 @@ async fn kill_under_load(bench: &mut Bench<'_>) -> anyhow::Result<Revisions> {
 
 /// Fails unless each writer's last acknowledged write, or the one that was under way, is there.
 async fn check_acknowledged(bench: &Bench<'_>, acknowledged: &Revisions) -> anyhow::Result<()> {
-    let mut caller = Caller::connect(&bench.node.endpoint()).await?;
+    let mut caller = Caller::connect(&bench.cluster.any()).await?;
     for (writer, told) in acknowledged.iter().enumerate() {
         let request = RangeRequest {
             key: under_load_key(writer),
@@ -160,7 +176,7 @@ async fn count(bench: &Bench<'_>, keys: u64) -> anyhow::Result<()> {
         count_only: true,
         ..Default::default()
     };
-    let mut caller = Caller::connect(&bench.node.endpoint()).await?;
+    let mut caller = Caller::connect(&bench.cluster.any()).await?;
     let response: RangeResponse = caller.unary(Rpc::Range, &request).await?;
     ensure!(
         response.count == keys as i64,
@@ -170,15 +186,21 @@ async fn count(bench: &Bench<'_>, keys: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Of all members together.
+fn disk_bytes(bench: &Bench<'_>) -> anyhow::Result<u64> {
+    let folders = bench.cluster.nodes().iter();
+    folders.map(|node| folder_bytes(&node.data_dir())).sum()
+}
+
 /// Allocated blocks, not lengths: files are laid out ahead of use.
-fn disk_bytes(folder: &Path) -> anyhow::Result<u64> {
+fn folder_bytes(folder: &Path) -> anyhow::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
         let entry = entry.context("read a data directory")?;
         // A file may be removed while we look; then it takes no space.
         let Ok(meta) = entry.metadata() else { continue };
         bytes += if meta.is_dir() {
-            disk_bytes(&entry.path())?
+            folder_bytes(&entry.path())?
         } else {
             meta.blocks() * 512
         };

@@ -27,9 +27,9 @@ fn prefix(stream: u64, watcher: u64) -> String {
 pub async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     let streams = bench.args.scale.watchers.div_ceil(WATCHERS_PER_STREAM);
     let watchers = streams * WATCHERS_PER_STREAM;
-    let pid = bench.node.pid();
+    let pids = bench.cluster.pids();
     // Some traffic first: what a server allocates on its first calls is not the watchers' cost.
-    let mut caller = Caller::connect(&bench.node.endpoint()).await?;
+    let mut caller = Caller::connect(&bench.cluster.any()).await?;
     for number in 0..200 {
         put(
             &mut caller,
@@ -38,8 +38,8 @@ pub async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
         )
         .await?;
     }
-    quiet(pid).await?;
-    let (idle, cpu) = (procfs::memory(pid)?, procfs::cpu_time(pid)?);
+    quiet(&pids).await?;
+    let (idle, cpu) = (resident(&pids)?, bench.cluster.cpu_time()?);
 
     let pool = bench.pool(streams as usize).await?;
     let mut open = Vec::new();
@@ -51,8 +51,8 @@ pub async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
             .context("open watchers")?;
         open.push((questions, answers));
     }
-    quiet(pid).await?;
-    let (watching, cpu) = (procfs::memory(pid)?, procfs::cpu_time(pid)? - cpu);
+    quiet(&pids).await?;
+    let (watching, cpu) = (resident(&pids)?, bench.cluster.cpu_time()? - cpu);
 
     // One event on each stream, for a watcher that differs from stream to stream: they are alive, and each sees its own.
     for (stream, (_, answers)) in open.iter_mut().enumerate() {
@@ -70,16 +70,16 @@ pub async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
             .collect();
         ensure!(keys == [&key], "stream {stream} got events for {keys:?}");
     }
-    quiet(pid).await?;
-    let after = procfs::memory(pid)?;
+    quiet(&pids).await?;
+    let after = resident(&pids)?;
 
-    let over_idle = |memory: procfs::Memory| mib(memory.resident()) - mib(idle.resident());
+    let over_idle = |resident: u64| mib(resident) - mib(idle);
     let metrics = vec![
-        ("MiB idle", mib(idle.resident())),
+        ("MiB idle", mib(idle)),
         (OVER_IDLE, over_idle(watching)),
         ("MiB over idle after events", over_idle(after)),
         ("KiB per watcher", over_idle(watching) * 1024.0 / watchers as f64),
-        ("peak MiB", mib(after.peak)),
+        ("peak MiB", mib(peak(&pids)?)),
         ("CPU µs per watcher", cpu.as_secs_f64() * 1e6 / watchers as f64),
     ];
     bench.samples.push(Sample {
@@ -88,4 +88,15 @@ pub async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
         metrics,
     });
     Ok(())
+}
+
+/// Of all members together: watchers may be spread over them.
+fn resident(pids: &[u32]) -> anyhow::Result<u64> {
+    let sizes = pids.iter().map(|pid| Ok(procfs::memory(*pid)?.resident()));
+    sizes.sum::<std::io::Result<u64>>().context("read the servers' memory")
+}
+
+fn peak(pids: &[u32]) -> anyhow::Result<u64> {
+    let sizes = pids.iter().map(|pid| Ok(procfs::memory(*pid)?.peak));
+    sizes.sum::<std::io::Result<u64>>().context("read the servers' memory")
 }

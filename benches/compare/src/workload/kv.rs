@@ -7,6 +7,7 @@ use bytes::Bytes;
 use quorate_api::proto::etcdserverpb::{RangeRequest, RangeResponse};
 
 use super::Bench;
+use crate::cluster::Via;
 use crate::data::{self, Random, Values};
 use crate::grpc::{Caller, Rpc};
 use crate::load::{Step, Worker};
@@ -54,13 +55,13 @@ impl Worker for Put {
     }
 }
 
-pub async fn get(bench: &mut Bench<'_>, serializable: bool) -> anyhow::Result<()> {
+pub async fn get(bench: &mut Bench<'_>, via: Via, serializable: bool) -> anyhow::Result<()> {
     bench
         .load(bench.args.scale.get_keys, GET_VALUE_BYTES, data::key)
         .await?;
     let keys: Arc<[Bytes]> = (0..bench.args.scale.get_keys).map(data::key).collect();
     for &clients in &bench.args.clients {
-        let pool = bench.pool(clients).await?;
+        let pool = bench.pool_via(via, clients).await?;
         let workers = (0..clients)
             .map(|client| Get {
                 caller: pool.caller(client),

@@ -11,7 +11,7 @@ use crate::args::Limit;
 use crate::data::{self, LIST_KEYS, Random};
 use crate::grpc::{Caller, Rpc, frame};
 use crate::load::{Step, Worker};
-use crate::node::Stop;
+use crate::node::{Node, Stop};
 use crate::wire;
 
 const VALUE_BYTES: usize = 1024;
@@ -49,11 +49,11 @@ pub async fn cold(bench: &mut Bench<'_>, evict: bool) -> anyhow::Result<()> {
     let lists = bench.args.scale.cold_prefixes;
     bench.load(lists * LIST_KEYS, VALUE_BYTES, data::list_key).await?;
     for clients in client_counts(bench) {
-        bench.node.stop(Stop::Terminate).await?;
+        bench.cluster.stop_all(Stop::Terminate).await?;
         if evict {
-            bench.node.drop_page_cache()?;
+            bench.cluster.nodes().iter().try_for_each(Node::drop_page_cache)?;
         }
-        bench.node.restart(&data::list_key(0)).await?;
+        bench.cluster.restart_all(&data::list_key(0)).await?;
         let pool = bench.pool(clients).await?;
         let next = Arc::new(AtomicU64::new(0));
         let workers = (0..clients)

@@ -38,7 +38,7 @@ pub async fn fan_out(bench: &mut Bench<'_>, watchers: usize) -> anyhow::Result<(
         latencies: Mutex::new(Latencies::default()),
     });
     let mut readers = watch(&pool, watchers, &shared).await?;
-    let writing = Pool::connect(&bench.node.endpoint(), 1).await?;
+    let writing = bench.pool(1).await?;
     let writers = (0..WRITERS)
         .map(|client| Writer {
             caller: writing.caller(client),
@@ -60,7 +60,7 @@ pub async fn fan_out(bench: &mut Bench<'_>, watchers: usize) -> anyhow::Result<(
     all_delivered(&shared, &mut readers, events).await?;
     shared.take_latencies();
 
-    let meter = Meter::open(bench.node.pid()).await?;
+    let meter = Meter::open(bench.cluster.pids()).await?;
     let began = Instant::now();
     let outcome = drive(warm.workers, limit).await?;
     events += outcome.ops() * watchers as u64;

@@ -138,7 +138,7 @@ mod tests {
             on_fatal: Arc::new(move |reason| tell.send(reason).unwrap()),
             ..Options::alone(7)
         };
-        let node = Node::start(crate::node::runtime().unwrap(), options, wal, store, applier).unwrap();
+        let node = Node::start(crate::node::Threads::start().unwrap(), options, wal, store, applier).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(node.parts.raft.shutdown()).unwrap();
         assert_eq!(told.recv().unwrap(), "raft stopped");

@@ -1,9 +1,9 @@
 //! Opens the parts of consensus in order and recovers.
 
 use super::observe::{ended, observe};
-use super::{Identity, Node, Options, Parts, View, disk, expiry, membership, purge};
+use super::{Identity, Node, Options, Parts, View, checkpoints, disk, expiry, membership, purge};
 use crate::barrier::{self, Barrier};
-use crate::lessor::{Lessor, Monotonic};
+use crate::lessor::{CHECKPOINT_PERIOD, Lessor, Monotonic};
 use crate::log_store::LogStore;
 use crate::peer::NoPeers;
 use crate::peer::network::Peers;
@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Notify;
 
 /// Threads for openraft, apply and the peers.
@@ -44,13 +44,37 @@ impl StartError {
 }
 
 /// Where consensus and the peers run, apart from requests.
-pub fn runtime() -> Result<Runtime, StartError> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(THREADS)
-        .thread_name("raft")
-        .enable_all()
-        .build()
-        .map_err(StartError::Runtime)
+#[derive(Debug)]
+pub struct Threads(Option<Runtime>);
+
+impl Threads {
+    pub fn start() -> Result<Self, StartError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("raft")
+            .enable_all()
+            .build()
+            .map_err(StartError::Runtime)?;
+        Ok(Self(Some(runtime)))
+    }
+
+    pub(super) fn take(&mut self) -> Option<Runtime> {
+        self.0.take()
+    }
+
+    /// To start on them what talks to peers.
+    pub fn handle(&self) -> Option<&Handle> {
+        self.0.as_ref().map(Runtime::handle)
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // A runtime that is merely dropped waits for its threads, which panics where nobody may wait.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Options {
@@ -69,6 +93,7 @@ impl Options {
             catchup_entries: 5_000,
             observer: Arc::new(()),
             purge_interval: Duration::from_secs(1),
+            lease_checkpoint_period: CHECKPOINT_PERIOD,
             on_fatal: Arc::new(|_| {}),
             on_removed: Arc::new(|| {}),
             network: Arc::new(NoPeers),
@@ -78,24 +103,20 @@ impl Options {
 }
 
 impl Node {
-    /// [`Node::launch`] on a runtime that becomes the node's own. Blocks.
+    /// [`Node::launch`] on threads that become the node's own. Blocks.
     pub fn start(
-        runtime: Runtime,
+        threads: Threads,
         options: Options,
         wal: Wal,
         store: Store,
         applier: Applier,
     ) -> Result<Arc<Self>, StartError> {
-        match runtime.block_on(Self::launch(options, wal, store, applier)) {
-            Ok(node) => {
-                *node.runtime.lock() = Some(runtime);
-                Ok(node)
-            }
-            Err(error) => {
-                runtime.shutdown_background();
-                Err(error)
-            }
-        }
+        let Some(handle) = threads.handle() else {
+            return Err(StartError::Settings("the threads of consensus have ended".to_owned()));
+        };
+        let node = handle.block_on(Self::launch(options, wal, store, applier))?;
+        *node.threads.lock() = Some(threads);
+        Ok(node)
     }
 
     /// Recovers from log and store, on the runtime that this is called on.
@@ -118,7 +139,9 @@ impl Node {
         };
         let proposer = Arc::new(Proposer::new(whose, LogSpace::of(wal.clone())));
         let barrier = Arc::new(Barrier::default());
-        let lessor = Arc::new(Lessor::new(Box::new(options.clock.clone())));
+        let checkpoint_period = options.lease_checkpoint_period;
+        let clock = Box::new(options.clock.clone());
+        let lessor = Arc::new(Lessor::with_checkpoints(clock, checkpoint_period));
         let members_changed = Arc::new(Notify::new());
         let (applied_tx, applied) = watch::channel(applier.applied().map_or(0, |applied| applied.index));
         let log = LogStore::new(wal.clone());
@@ -174,6 +197,7 @@ impl Node {
         ];
         parts.found_or_recover(founders).await?;
         tasks.push(runtime::spawn(expiry::run(parts.clone())));
+        tasks.push(runtime::spawn(checkpoints::run(parts.clone(), checkpoint_period)));
         tasks.push(runtime::spawn(membership::run(parts.clone())));
         tasks.push(runtime::spawn(parts.clone().watch_removal()));
         tasks.push(runtime::spawn(disk::run(parts.clone(), log.clone(), options.heartbeat)));
@@ -184,7 +208,7 @@ impl Node {
         };
         tasks.push(runtime::spawn(purge::run(parts.clone(), log, schedule)));
         Ok(Arc::new(Self {
-            runtime: Mutex::default(),
+            threads: Mutex::default(),
             tasks: Mutex::new(tasks),
             parts,
         }))

@@ -18,7 +18,7 @@ impl Node {
     pub fn stop(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         let left = || deadline.saturating_duration_since(Instant::now());
-        let Some(runtime) = self.runtime.lock().take() else {
+        let Some(runtime) = self.threads.lock().take().and_then(|mut threads| threads.take()) else {
             return;
         };
         self.parts.proposer.close();

@@ -161,7 +161,7 @@ impl Service {
                 Answer::ReadIndex(pb::ReadIndexAnswer { index })
             }
             Request::LeaseRenew(ask) => {
-                let renewed = self.parts.renew_here(ask.id).await;
+                let renewed = self.parts.asked(ask, |parts, id| parts.renew_here(id)).await;
                 let state = |renewed: Option<i64>| match renewed {
                     Some(ttl_secs) => pb::LeaseAnswer {
                         state: lease_answer::State::Alive as i32,
@@ -173,7 +173,7 @@ impl Service {
                 Answer::Lease(renewed.map(state).unwrap_or_default())
             }
             Request::LeaseTimeToLive(ask) => {
-                let left = self.parts.time_to_live_here(ask.id).await;
+                let left = self.parts.asked(ask, |parts, id| parts.time_to_live_here(id)).await;
                 let state = |left: Option<crate::lessor::TimeToLive>| match left {
                     Some(left) => pb::LeaseAnswer {
                         state: lease_answer::State::Alive as i32,

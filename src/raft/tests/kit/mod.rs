@@ -40,7 +40,14 @@ pub fn start(dir: &Path, snapshot_count: u64) -> Arc<Node> {
         snapshot_count,
         ..options()
     };
-    Node::start(quorate_raft::node::runtime().unwrap(), options, wal, store, applier).unwrap()
+    Node::start(
+        quorate_raft::node::Threads::start().unwrap(),
+        options,
+        wal,
+        store,
+        applier,
+    )
+    .unwrap()
 }
 
 /// What a member has on disk.
@@ -60,7 +67,7 @@ impl Disks {
 
     pub fn try_start(&self, options: Options) -> Result<Arc<Node>, StartError> {
         let (wal, store, applier) = self.open();
-        Node::start(quorate_raft::node::runtime()?, options, wal, store, applier)
+        Node::start(quorate_raft::node::Threads::start()?, options, wal, store, applier)
     }
 
     /// Opens both as the server does.

@@ -132,3 +132,33 @@ fn reply(message: &impl Message) -> Result<Reply, Status> {
 fn mismatched() -> Status {
     Status::new(Code::Internal, "the command's outcome is of another kind")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_learner_serves_status_snapshot_and_serializable_ranges_only() {
+        let range = |serializable| -> Bytes {
+            let request = pb::RangeRequest {
+                key: "a".into(),
+                serializable,
+                ..Default::default()
+            };
+            request.encode_to_vec().into()
+        };
+        let serves = |method, message: Bytes| is_for_learners(method, Some(&message));
+        assert!(serves(Method::KvRange, range(true)));
+        assert!(!serves(Method::KvRange, range(false)));
+        assert!(!serves(Method::KvRange, Bytes::from_static(&[0xff])));
+        for method in Method::ALL {
+            let always = matches!(method, Method::MaintenanceStatus | Method::MaintenanceSnapshot);
+            assert_eq!(is_for_learners(*method, None), always, "{method:?}");
+            assert_eq!(
+                serves(*method, range(true)),
+                always || *method == Method::KvRange,
+                "{method:?}"
+            );
+        }
+    }
+}

@@ -53,6 +53,12 @@ mod tests {
     }
 
     #[test]
+    fn added_members_have_ids_of_url_and_time() {
+        let member = added_member_id(["http://b:2", "http://a:1"], 1_700_000_000);
+        assert_eq!(format!("{member:x}"), "8fa6c5444a914e68");
+    }
+
+    #[test]
     fn order_does_not_matter() {
         assert_eq!(
             member_id(["http://b:1", "http://a:1"], "t"),

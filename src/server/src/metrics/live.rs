@@ -2,6 +2,7 @@
 
 use crate::config::{GATES, Gate};
 use crate::state::State;
+use quorate_api::MemberId;
 use quorate_api::version::{CLUSTER_VERSION, ETCD_VERSION, QUORATE_VERSION};
 use quorate_runtime::metrics::{GO_VERSION, Kind, Page, Source, labels};
 use std::sync::Arc;
@@ -74,12 +75,15 @@ impl Live {
             let id = member.id.to_string();
             page.family("etcd_server_id", "This member.", Kind::Gauge)
                 .sample(&labels(&[("server_id", &id)]), 1.0);
-            page.family(
+            let mut peers = page.family(
                 "etcd_network_known_peers",
                 "Members that this one knows, itself included.",
                 Kind::Gauge,
-            )
-            .sample(&labels(&[("Local", &id), ("Remote", &id)]), 1.0);
+            );
+            for known in member.store.members() {
+                let remote = MemberId(known.id).to_string();
+                peers.sample(&labels(&[("Local", &id), ("Remote", &remote)]), 1.0);
+            }
         }
         let has_leader = raft.is_some_and(|raft| raft.leader.is_some());
         let mut gauge = |name, help: &str, value: f64| page.single(name, help, Kind::Gauge, value);

@@ -21,7 +21,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
+
+/// Who has opened a connection says what it wants within this time, and again when nothing is left of what it wanted.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// Links of one connection. A peer opens one.
 const LINKS_MAX: u32 = 4;
@@ -56,19 +60,33 @@ pub(crate) async fn serve<S>(port: PeerPort, io: S, peer: Arc<PeerInfo>, stop: S
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut h2 = h2::server::Builder::new()
+    let opening = h2::server::Builder::new()
         .initial_window_size(frames::STREAM_WINDOW)
         .initial_connection_window_size(frames::CONNECTION_WINDOW)
         .max_frame_size(frames::FRAME_BYTES)
         .max_concurrent_streams(LINKS_MAX)
         .max_header_list_size(16 << 10)
         .max_send_buffer_size(8 << 20)
-        .handshake::<_, Bytes>(io)
-        .await?;
+        .handshake::<_, Bytes>(io);
+    let Ok(opened) = tokio::time::timeout(IDLE, opening).await else {
+        debug!("a peer did not begin to speak in time");
+        return Ok(());
+    };
+    let mut h2 = opened?;
     let mut links: Vec<Link> = Vec::new();
     let mut drain = pin!(stop.drain.cancelled());
     let mut draining = false;
+    let mut idle = pin!(tokio::time::sleep(IDLE));
+    // Whoever takes in a snapshot holds one.
+    let receiving = Arc::new(());
     std::future::poll_fn(|cx| {
+        while idle.as_mut().poll(cx).is_ready() {
+            if links.iter().all(|link| link.hello.is_none()) && Arc::strong_count(&receiving) == 1 {
+                debug!("a peer wants nothing");
+                return Poll::Ready(Ok(()));
+            }
+            idle.as_mut().reset(Instant::now() + IDLE);
+        }
         if !draining && drain.as_mut().poll(cx).is_ready() {
             draining = true;
             h2.graceful_shutdown();
@@ -94,7 +112,12 @@ where
                     match path.as_str() {
                         LINK => links.extend(Link::open(port.clone(), body, &mut respond)),
                         SNAPSHOT => {
-                            stop.tasks.spawn(receive(port.clone(), body, respond, peer.addr));
+                            let hold = receiving.clone();
+                            let receiving = receive(port.clone(), body, respond, peer.addr);
+                            stop.tasks.spawn(async move {
+                                receiving.await;
+                                drop(hold);
+                            });
                         }
                         _ => {
                             let _ = respond.send_response(unknown(), true);

@@ -14,6 +14,7 @@ use anyhow::{Context, anyhow};
 use quorate_api::proto::etcdserverpb as pb;
 use quorate_raft::Node;
 use quorate_raft::lessor::Monotonic;
+use quorate_raft::node::Threads;
 use quorate_raft::peer::Reason;
 use quorate_store::event::EventBatch;
 use quorate_store::watch::Hub;
@@ -21,7 +22,7 @@ use quorate_store::{EventSink, Store};
 use quorate_wal::{LogPos, RealDisk, Wal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
-use tokio::runtime::Runtime;
+use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 /// Memory for answers that are being put together, all requests together.
@@ -35,8 +36,9 @@ pub(super) struct Starting {
     pub counts: Arc<Counts>,
     pub applied: Arc<metrics::applied::Applied>,
     pub dialer: Dialer,
-    /// Becomes the node's own.
-    pub runtime: Runtime,
+    /// Become the node's own.
+    pub threads: Threads,
+    pub peer_runtime: Handle,
     pub on_fatal: Arc<dyn Fn(String) + Send + Sync>,
     pub on_removed: Arc<dyn Fn() + Send + Sync>,
 }
@@ -90,7 +92,7 @@ impl Starting {
             self.dialer,
             book(store.clone(), origin.members().to_vec()),
             config.election_timeout,
-            self.runtime.handle().clone(),
+            self.peer_runtime,
         );
         let options = quorate_raft::Options {
             identity: quorate_raft::node::Identity {
@@ -107,12 +109,13 @@ impl Starting {
             catchup_entries: config.snapshot_catchup_entries,
             observer: self.applied,
             purge_interval: PURGE_INTERVAL,
+            lease_checkpoint_period: quorate_raft::lessor::CHECKPOINT_PERIOD,
             on_fatal: self.on_fatal,
             on_removed: self.on_removed,
             network: Arc::new(network),
             clock: Arc::new(Monotonic::default()),
         };
-        let node = Node::start(self.runtime, options, wal, store.clone(), applier)
+        let node = Node::start(self.threads, options, wal, store.clone(), applier)
             .with_context(|| format!("recover from the data in {}", config.data_dir.display()))?;
         let hub = hub::start(Arc::new(store), hub::options(message_bytes_max(config)), &hub)?;
         let member = Member::new(
