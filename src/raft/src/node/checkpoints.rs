@@ -43,7 +43,7 @@ impl Parts {
         let lessor = self.lessor.clone();
         match self.proposer.propose(&checkpoint(term, vec![full])) {
             Ok(answer) => {
-                tokio::spawn(async move {
+                crate::runtime::spawn(async move {
                     if !matches!(answer.await, Ok(Ok(_))) {
                         lessor.unsettled(term, id);
                     }

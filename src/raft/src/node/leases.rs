@@ -13,11 +13,11 @@
 use super::{Node, Parts};
 use crate::lessor::{Renewal, TimeToLive};
 use crate::peer::{Answer, Lane, Request};
+use crate::runtime::watch;
 use quorate_api::LeaseId;
 use quorate_api::proto::quorate::peer::{LeaseAnswer, LeaseAsk, lease_answer};
 use std::future::Future;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 /// Nobody leads at the moment, or the leader is out of reach: asked again after this time.

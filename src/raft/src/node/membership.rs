@@ -38,11 +38,11 @@ type Step = ChangeMembers<u64, EmptyNode>;
 
 pub(super) async fn run(parts: Arc<Parts>) {
     let mut leading = parts.leading.subscribe();
+    let mut table = parts.members_changed.subscribe();
     loop {
         if leading.wait_for(|leading| *leading).await.is_err() {
             return;
         }
-        parts.network.members_changed();
         if let Some((step, retain)) = parts.next_step() {
             info!(%step, "raft's membership follows the members table");
             // Before another voter is proposed: from then on a read has to ask.
@@ -57,7 +57,27 @@ pub(super) async fn run(parts: Arc<Parts>) {
         } else {
             parts.find_out_whether_alone();
         }
-        let _ = timeout(LOOK_EVERY, parts.members_changed.notified()).await;
+        let _ = timeout(LOOK_EVERY, table.changed()).await;
+    }
+}
+
+/// On every member: there is a link to whoever the table or raft counts.
+pub(super) async fn keep_links(parts: Arc<Parts>) {
+    let mut table = parts.members_changed.subscribe();
+    let mut raft = parts.raft.server_metrics();
+    loop {
+        let counted = raft
+            .borrow_and_update()
+            .membership_config
+            .nodes()
+            .map(|(id, _)| *id)
+            .collect();
+        parts.network.members_changed(&counted);
+        tokio::select! {
+            biased;
+            changed = table.changed() => if changed.is_err() { return },
+            changed = raft.changed() => if changed.is_err() { return },
+        }
     }
 }
 
@@ -140,14 +160,19 @@ fn next_step(
 }
 
 impl Parts {
-    /// Notices that this member was removed, whichever way the news comes.
+    /// Whether raft's membership, as far as this member knows it, has a member.
+    pub(crate) fn is_counted(&self, member: u64) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.nodes().any(|(id, _)| *id == member)
+    }
+
+    /// Notices that this member was removed. While raft counts it the others may need its vote to go on without it. Once
+    /// they do, they tell it so, should this member not hear of it as an entry.
     pub(super) async fn watch_removal(self: Arc<Self>) {
-        let own = MemberId(self.identity.member);
+        let own = self.identity.member;
         let mut applied = self.applied.clone();
-        loop {
-            if self.store.is_removed(own) {
-                break;
-            }
+        while !self.store.is_removed(MemberId(own)) || self.is_counted(own) {
             if applied.changed().await.is_err() {
                 return;
             }

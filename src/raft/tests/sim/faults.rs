@@ -133,8 +133,6 @@ async fn happen(world: Arc<World>, fault: Fault) {
                 machine.failing = true;
                 machine.log.fail_sync(1 + dice.below(3));
             }
-            sleep(long).await;
-            world.start(one);
         }
         Fault::Drift => {
             let rate = 1000 - DRIFT + dice.below(2 * u64::from(DRIFT) + 1) as u32;

@@ -323,8 +323,16 @@ impl World {
                     self.around.trace.fail(format_args!("{} ended: {ending:?}", machine.id));
                 }
                 let how = if machine.failing { Crash::Power } else { Crash::Kill };
-                machine.gone |= !machine.failing;
+                let again = machine.failing;
+                machine.gone |= !again;
                 machine.crash(&self.around, how);
+                if again {
+                    let (world, id) = (self.clone(), machine.id);
+                    tokio::spawn(async move {
+                        sleep(Duration::from_millis(300)).await;
+                        world.start(id);
+                    });
+                }
             }
         }
     }
@@ -336,6 +344,7 @@ impl World {
         let mut machines = self.machines.lock();
         for machine in machines.values_mut() {
             machine.pace.send_replace(QUICK);
+            machine.log.fail_sync(u64::MAX / 2);
             if let Some(life) = &machine.life {
                 life.process.go_on();
             }
