@@ -42,7 +42,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -107,7 +106,7 @@ pub(crate) struct Parts {
     pub barrier: Arc<Barrier>,
     pub lessor: Arc<Lessor>,
     pub network: Arc<dyn Network>,
-    /// First seen incarnations of members whose own the table does not know yet.
+    /// Incarnations of members as the table had them last, or as they were first seen where it does not know yet.
     pub seen: Mutex<BTreeMap<u64, u64>>,
     applied: watch::Receiver<u64>,
     election: Duration,
@@ -115,7 +114,7 @@ pub(crate) struct Parts {
     /// This member leads, has applied what earlier terms left, and keeps the time of all leases.
     leading: watch::Sender<bool>,
     /// The members table has changed.
-    members_changed: Arc<Notify>,
+    members_changed: watch::Sender<()>,
     /// The end of consensus is wanted.
     stopping: AtomicBool,
     on_removed: Arc<dyn Fn() + Send + Sync>,

@@ -80,8 +80,9 @@ pub trait Network: Send + Sync + 'static {
     /// Members with which a link has stood for so long without a break.
     fn connected(&self, since: Duration) -> BTreeSet<u64>;
 
-    /// The members table or what stood for it has changed: links may have to.
-    fn members_changed(&self);
+    /// The members table or what stood for it has changed, or whom raft counts: links may have to. Those to members that
+    /// are counted stay, whatever the table says.
+    fn members_changed(&self, counted: &BTreeSet<u64>);
 }
 
 /// A member without peers.
@@ -103,7 +104,7 @@ impl Network for NoPeers {
         BTreeSet::new()
     }
 
-    fn members_changed(&self) {}
+    fn members_changed(&self, _counted: &BTreeSet<u64>) {}
 }
 
 fn unreachable(to: u64) -> PeerError {

@@ -24,7 +24,6 @@ use quorate_store::{Applied, Applier, Error, Image, Received, Store, backend};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::Notify;
 use tracing::error;
 
 /// What a snapshot is made of, at either end of a transfer.
@@ -46,7 +45,7 @@ pub struct Listeners {
     /// Position of the last entry that was applied.
     pub applied: watch::Sender<u64>,
     /// The members table has changed.
-    pub members_changed: Arc<Notify>,
+    pub members_changed: watch::Sender<()>,
     /// Nothing is applied before it is durable in this member's log.
     pub flushed: Flushed,
 }
@@ -61,7 +60,7 @@ impl Listeners {
             barrier: Arc::default(),
             observer: Arc::new(()),
             applied,
-            members_changed: Arc::default(),
+            members_changed: watch::Sender::new(()),
             flushed: Flushed::upto(u64::MAX),
         };
         (listeners, heard)
@@ -115,7 +114,7 @@ impl StateMachine {
         // Announced before it is answered: whoever hears an answer may ask what is applied.
         self.listeners.applied.send_replace(at.index);
         if ops.iter().any(|op| matches!(op, Op::Membership | Op::MemberPublish)) {
-            self.listeners.members_changed.notify_waiters();
+            self.listeners.members_changed.send_replace(());
         }
         self.listeners.proposer.applied(origin, self.outcomes.drain(..));
         Ok(())
@@ -199,7 +198,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let index = received.applied().index;
         self.applier.install(received).map_err(io::Error::other)?;
         self.listeners.applied.send_replace(index);
-        self.listeners.members_changed.notify_waiters();
+        self.listeners.members_changed.send_replace(());
         self.listeners.proposer.jumped(|origin| self.store.has_passed(origin));
         Ok(())
     }

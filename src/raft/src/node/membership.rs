@@ -28,8 +28,8 @@ use tracing::{info, warn};
 /// steps fail.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// How often links are held against the table when nobody says that it has changed.
-const FOLLOW_EVERY: Duration = Duration::from_secs(1);
+/// How often a member that may have been removed looks whether raft still counts it.
+const REMOVAL_LOOK: Duration = Duration::from_millis(250);
 
 /// A log is caught up with so many entries missing at most: they are on their way.
 const CAUGHT_UP: u64 = 64;
@@ -41,6 +41,7 @@ type Step = ChangeMembers<u64, EmptyNode>;
 
 pub(super) async fn run(parts: Arc<Parts>) {
     let mut leading = parts.leading.subscribe();
+    let mut table = parts.members_changed.subscribe();
     loop {
         if leading.wait_for(|leading| *leading).await.is_err() {
             return;
@@ -59,7 +60,27 @@ pub(super) async fn run(parts: Arc<Parts>) {
         } else {
             parts.find_out_whether_alone();
         }
-        let _ = timeout(LOOK_EVERY, parts.members_changed.notified()).await;
+        let _ = timeout(LOOK_EVERY, table.changed()).await;
+    }
+}
+
+/// On every member: there is a link to whoever the table or raft counts.
+pub(super) async fn keep_links(parts: Arc<Parts>) {
+    let mut table = parts.members_changed.subscribe();
+    let mut raft = parts.raft.server_metrics();
+    loop {
+        let counted = raft
+            .borrow_and_update()
+            .membership_config
+            .nodes()
+            .map(|(id, _)| *id)
+            .collect();
+        parts.network.members_changed(&counted);
+        tokio::select! {
+            biased;
+            changed = table.changed() => if changed.is_err() { return },
+            changed = raft.changed() => if changed.is_err() { return },
+        }
     }
 }
 
@@ -141,19 +162,27 @@ fn next_step(
     ready.map(|(id, _)| (Step::AddVoterIds(BTreeSet::from([*id])), false))
 }
 
-/// Lets links follow the table, and notices when this member is gone from it, whether it leads or not.
-pub(super) async fn follow_table(parts: Arc<Parts>) {
-    let own = MemberId(parts.identity.member);
-    loop {
-        parts.network.members_changed();
-        if parts.store.is_removed(own) {
-            break;
-        }
-        let _ = timeout(FOLLOW_EVERY, parts.members_changed.notified()).await;
+impl Parts {
+    /// Whether raft's membership, as far as this member knows it, has a member.
+    pub(crate) fn is_counted(&self, member: u64) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.nodes().any(|(id, _)| *id == member)
     }
-    // Others may not have heard that it is committed, and a leader has somebody to hand over to.
-    tokio::time::sleep(parts.election).await;
-    (parts.on_removed)();
+
+    /// Notices that this member was removed. While raft counts it the others may need its vote to go on without it. Once
+    /// they do, they tell it so, should this member not hear of it as an entry.
+    pub(super) async fn watch_removal(self: Arc<Self>) {
+        let own = self.identity.member;
+        let mut changes = self.members_changed.subscribe();
+        while !self.store.is_removed(MemberId(own)) || self.is_counted(own) {
+            // raft's membership follows the table a moment later, and does not say so.
+            let _ = timeout(REMOVAL_LOOK, changes.changed()).await;
+        }
+        // Others may not have heard that it is committed, and a leader has somebody to hand over to.
+        tokio::time::sleep(self.election).await;
+        (self.on_removed)();
+    }
 }
 
 #[cfg(test)]

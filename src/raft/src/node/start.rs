@@ -22,7 +22,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::Notify;
 
 /// Threads for openraft, apply and the peers.
 const THREADS: usize = 2;
@@ -143,7 +142,7 @@ impl Node {
         let checkpoint_period = options.lease_checkpoint_period;
         let clock = Box::new(options.clock.clone());
         let lessor = Arc::new(Lessor::with_checkpoints(clock, checkpoint_period));
-        let members_changed = Arc::new(Notify::new());
+        let members_changed = watch::Sender::new(());
         let (applied_tx, applied) = watch::channel(applier.applied().map_or(0, |applied| applied.index));
         let log = LogStore::new(wal.clone());
         let listeners = Listeners {
@@ -205,7 +204,8 @@ impl Node {
         tasks.push(runtime::spawn(expiry::run(parts.clone())));
         tasks.push(runtime::spawn(checkpoints::run(parts.clone(), checkpoint_period)));
         tasks.push(runtime::spawn(membership::run(parts.clone())));
-        tasks.push(runtime::spawn(membership::follow_table(parts.clone())));
+        tasks.push(runtime::spawn(membership::keep_links(parts.clone())));
+        tasks.push(runtime::spawn(parts.clone().watch_removal()));
         tasks.push(runtime::spawn(disk::run(parts.clone(), log.clone(), options.heartbeat)));
         let schedule = purge::Schedule {
             every: options.purge_interval,

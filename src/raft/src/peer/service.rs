@@ -59,6 +59,12 @@ impl Service {
         }
         let from = MemberId(hello.from);
         if store.is_removed(from) {
+            // One that is still counted is needed: its vote may decide that it is not. The table has forgotten whose data
+            // it had, so that has to be known from when it was a member.
+            let had = self.parts.seen.lock().get(&hello.from) == Some(&hello.incarnation);
+            if had && self.parts.is_counted(hello.from) {
+                return Ok(());
+            }
             return Err(refusal(
                 Reason::Removed,
                 format!("member {from} has been removed from the cluster"),
@@ -78,7 +84,10 @@ impl Service {
     fn check_incarnation(&self, hello: &pb::Hello) -> Result<(), Refusal> {
         let from = MemberId(hello.from);
         let known = match self.parts.store.incarnation(from) {
-            Some(known) => known,
+            Some(known) => {
+                self.parts.seen.lock().insert(hello.from, known);
+                known
+            }
             None => *self.parts.seen.lock().entry(hello.from).or_insert(hello.incarnation),
         };
         if known == hello.incarnation {

@@ -1,5 +1,6 @@
 //! What goes wrong: one thing after the other, each for a while of its own, so that they overlap.
 
+use crate::leases::DRIFT;
 use crate::machine::{Crash, Pace, QUICK};
 use crate::world::World;
 use std::sync::Arc;
@@ -19,6 +20,10 @@ enum Fault {
     SlowLink,
     SlowDisk,
     Hang,
+    /// A sync of the log fails.
+    Fail,
+    /// A lease clock gets faster or slower.
+    Drift,
 }
 
 pub async fn run(world: Arc<World>) {
@@ -35,6 +40,8 @@ pub async fn run(world: Arc<World>) {
         (which.slow_links, Fault::SlowLink),
         (which.slow_disks, Fault::SlowDisk),
         (which.hangs, Fault::Hang),
+        (which.fails, Fault::Fail),
+        (which.drift, Fault::Drift),
     ];
     let some: Vec<Fault> = all.into_iter().filter_map(|(is, fault)| is.then_some(fault)).collect();
     loop {
@@ -117,6 +124,22 @@ async fn happen(world: Arc<World>, fault: Fault) {
             others.iter().for_each(|other| world.around.net.slow(one, *other, slow));
             sleep(long).await;
             others.iter().for_each(|other| world.around.net.slow(one, *other, 0));
+        }
+        Fault::Fail => {
+            note(&one);
+            if let Some(machine) = world.machines.lock().get_mut(&one)
+                && machine.life.is_some()
+            {
+                machine.failing = true;
+                machine.log.fail_sync(1 + dice.below(3));
+            }
+        }
+        Fault::Drift => {
+            let rate = 1000 - DRIFT + dice.below(2 * u64::from(DRIFT) + 1) as u32;
+            note(&(one, rate));
+            if let Some(machine) = world.machines.lock().get(&one) {
+                machine.clock.set(rate);
+            }
         }
         Fault::SlowDisk | Fault::Hang => {
             note(&one);

@@ -433,7 +433,7 @@ impl Life {
         known: BTreeSet<u64>,
         incarnation: u64,
     ) {
-        network.members_changed();
+        network.members_changed(&BTreeSet::new());
         let id = self.member;
         let node = match Node::launch(options, wal, self.store.clone(), applier).await {
             Ok(node) => node,

@@ -5,11 +5,14 @@
 mod clients;
 mod dice;
 mod faults;
+mod leases;
 mod machine;
 mod net;
+mod operator;
 mod plan;
 mod tap;
 mod trace;
+mod watchers;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -278,11 +278,11 @@ impl Network for Links {
         self.peers.lock().iter().filter_map(up).collect()
     }
 
-    fn members_changed(&self) {
+    fn members_changed(&self, counted: &BTreeSet<u64>) {
         let mut wanted = (self.book)();
         wanted.remove(&self.hello.from);
         let mut peers = self.peers.lock();
-        peers.retain(|id, _| wanted.contains(id));
+        peers.retain(|id, _| wanted.contains(id) || counted.contains(id));
         for id in wanted {
             peers.entry(id).or_insert_with(|| self.peer(id));
         }

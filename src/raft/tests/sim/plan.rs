@@ -18,6 +18,12 @@ pub struct Plan {
     pub snapshots_cut: u64,
     /// Between two faults, at most.
     pub rest_ms: u64,
+    pub watchers: usize,
+    pub leases: i64,
+    pub compacts: bool,
+    pub transfers: bool,
+    pub reconfigures: bool,
+    pub loses_disk: bool,
     pub faults: Faults,
 }
 
@@ -33,6 +39,8 @@ pub struct Faults {
     pub slow_links: bool,
     pub slow_disks: bool,
     pub hangs: bool,
+    pub fails: bool,
+    pub drift: bool,
 }
 
 impl Plan {
@@ -45,7 +53,14 @@ impl Plan {
             _ => 3,
         };
         let some = |percent| dice.chance(percent);
+        let reconfigures = some(30);
         Self {
+            watchers: dice.below(4) as usize,
+            leases: dice.below(3) as i64,
+            compacts: some(50),
+            transfers: some(30),
+            reconfigures,
+            loses_disk: !reconfigures && members > 2 && some(30),
             members,
             clients: 2 + dice.below(4) as usize,
             keys: 1 + dice.below(4),
@@ -67,6 +82,8 @@ impl Plan {
                 slow_links: some(30),
                 slow_disks: some(30),
                 hangs: some(30),
+                fails: some(20),
+                drift: some(50),
             },
         }
     }

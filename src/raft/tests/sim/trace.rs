@@ -21,7 +21,6 @@ struct Inner {
     marks_too: bool,
     failure: Option<String>,
     ticks: u64,
-    marks: u64,
 }
 
 impl Inner {
@@ -45,7 +44,6 @@ impl Trace {
             marks_too: std::env::var_os("QUORATE_SIM_MARKS").is_some(),
             failure: None,
             ticks: 0,
-            marks: 0,
         }))
     }
 
@@ -79,7 +77,6 @@ impl Trace {
         if inner.print && inner.marks_too {
             println!("{:>6}     {facts:?}", now / 1000);
         }
-        inner.marks += 1;
     }
 
     /// The next moment: of two events, which came first.
@@ -103,15 +100,7 @@ impl Trace {
         self.0.lock().hash
     }
 
-    pub fn marks(&self) -> u64 {
-        self.0.lock().marks
-    }
-
     pub fn last(&self) -> Vec<String> {
         self.0.lock().last.iter().cloned().collect()
-    }
-
-    pub fn start(&self) -> Instant {
-        self.0.lock().start
     }
 }

@@ -2,20 +2,22 @@
 
 use crate::clients::{Asked, Client};
 use crate::dice::Dice;
-use crate::faults;
+use crate::leases::{Lease, SLACK};
 use crate::machine::{Crash, ELECTION, Ending, Life, Machine, QUICK, Surroundings};
 use crate::net::Net;
 use crate::plan::Plan;
 use crate::tap::Tap;
 use crate::trace::Trace;
+use crate::{faults, leases, operator, watchers};
 use parking_lot::Mutex;
-use quorate_api::proto::etcdserverpb::PutRequest;
-use quorate_kit::check::{self, History};
+use quorate_api::MemberId;
+use quorate_api::proto::etcdserverpb::{Member, PutRequest};
+use quorate_kit::check::{self, History, Watcher};
 use quorate_raft::Node;
 use quorate_store::command::Command;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -33,7 +35,14 @@ pub struct World {
     pub faults: Dice,
     pub history: Mutex<History>,
     pub seen: Mutex<Vec<Seen>>,
+    pub watchers: Mutex<Vec<Watcher>>,
+    pub leases: Mutex<Vec<Lease>>,
+    /// Members whose removal was asked for, and not refused.
+    pub removing: Mutex<BTreeSet<u64>>,
     over: AtomicBool,
+    /// What every watcher has to be told.
+    last: AtomicI64,
+    given_up: AtomicBool,
 }
 
 /// An answer's revision, at the member that gave it.
@@ -138,7 +147,12 @@ impl World {
             around,
             history: Mutex::default(),
             seen: Mutex::default(),
+            watchers: Mutex::default(),
+            leases: Mutex::default(),
+            removing: Mutex::default(),
             over: AtomicBool::new(false),
+            last: AtomicI64::new(0),
+            given_up: AtomicBool::new(false),
         })
     }
 
@@ -158,16 +172,42 @@ impl World {
         for number in 0..self.plan.clients {
             users.push(tokio::spawn(Client::new(number, self.clone()).run()));
         }
-        let trouble = tokio::spawn(faults::run(self.clone()));
+        for number in 0..self.plan.leases {
+            users.push(tokio::spawn(leases::run(self.clone(), number + 1)));
+        }
+        let mut watching: Vec<JoinHandle<()>> = Vec::new();
+        for number in 0..self.plan.watchers {
+            watching.push(tokio::spawn(watchers::run(self.clone(), number)));
+        }
+        let trouble = self.trouble();
         sleep(Duration::from_millis(self.plan.trouble_ms)).await;
-        trouble.abort();
+        trouble.iter().for_each(JoinHandle::abort);
         self.heal();
-        let verdict = self.end(users).await;
+        let verdict = self.end(users, watching).await;
         if let Err(what) = verdict {
             self.around.trace.fail(what);
         }
         ended.abort();
         self.report()
+    }
+
+    /// Everything that goes on beside the clients.
+    fn trouble(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
+        let plan = &self.plan;
+        let mut trouble = vec![tokio::spawn(faults::run(self.clone()))];
+        if plan.compacts {
+            trouble.push(tokio::spawn(operator::compact(self.clone())));
+        }
+        if plan.transfers {
+            trouble.push(tokio::spawn(operator::transfer(self.clone())));
+        }
+        if plan.reconfigures {
+            trouble.push(tokio::spawn(operator::reconfigure(self.clone())));
+        }
+        if plan.loses_disk {
+            trouble.push(tokio::spawn(operator::lose_disk(self.clone())));
+        }
+        trouble
     }
 
     fn report(&self) -> Report {
@@ -196,6 +236,46 @@ impl World {
         self.over.load(Ordering::Relaxed)
     }
 
+    /// What the newest state of the members table that anybody has says.
+    pub fn table(&self) -> Option<Vec<Member>> {
+        let machines = self.machines.lock();
+        let lives = machines.values().filter_map(|machine| machine.life.as_ref());
+        let newest = lives.max_by_key(|life| life.store.applied_index())?;
+        newest.store.cluster_id()?;
+        Some(newest.store.members())
+    }
+
+    pub fn leader(&self) -> Option<u64> {
+        let machines = self.machines.lock();
+        let serving = machines.values().filter_map(Machine::serving);
+        let leads = |(_, node): &(_, Arc<Node>)| node.leader() == Some(node.member());
+        serving
+            .filter(leads)
+            .max_by_key(|(_, node)| node.term())
+            .map(|(_, node)| node.member())
+    }
+
+    /// Whether every member knows whose data directory `member` has.
+    pub fn all_know(&self, member: u64) -> bool {
+        let machines = self.machines.lock();
+        let mut others = machines
+            .values()
+            .filter(|machine| machine.id != member && !machine.gone);
+        others.all(|machine| {
+            let store = machine.life.as_ref().map(|life| &life.store);
+            store.is_some_and(|store| store.incarnation(MemberId(member)).is_some())
+        })
+    }
+
+    /// The revision that every watcher has to come to, when it is known.
+    pub fn final_revision(&self) -> Option<i64> {
+        Some(self.last.load(Ordering::Relaxed)).filter(|last| *last > 0)
+    }
+
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
     pub fn serving(&self, member: u64) -> Option<(Arc<Life>, Arc<Node>)> {
         self.machines.lock().get(&member)?.serving()
     }
@@ -206,11 +286,16 @@ impl World {
     }
 
     pub fn start(&self, member: u64) {
+        let table = self.table();
         let mut machines = self.machines.lock();
         if let Some(machine) = machines.get_mut(&member)
             && machine.life.is_none()
             && !machine.gone
         {
+            // One that joins is told who is there.
+            if let Some(table) = table.filter(|_| machine.boot == 0 && machine.founders.is_empty()) {
+                machine.known.extend(table.iter().map(|member| member.id));
+            }
             machine.start(&self.around);
         }
     }
@@ -231,15 +316,23 @@ impl World {
                 };
                 let expected = match &ending {
                     Ending::Fatal(_) => machine.failing,
-                    Ending::Removed => machine.gone,
-                    Ending::Refused(_) => machine.wiped,
+                    Ending::Removed => self.removing.lock().contains(&machine.id),
+                    Ending::Refused(_) => machine.wiped || self.removing.lock().contains(&machine.id),
                 };
                 if !expected {
                     self.around.trace.fail(format_args!("{} ended: {ending:?}", machine.id));
                 }
                 let how = if machine.failing { Crash::Power } else { Crash::Kill };
-                machine.gone |= !machine.failing;
+                let again = machine.failing;
+                machine.gone |= !again;
                 machine.crash(&self.around, how);
+                if again {
+                    let (world, id) = (self.clone(), machine.id);
+                    tokio::spawn(async move {
+                        sleep(Duration::from_millis(300)).await;
+                        world.start(id);
+                    });
+                }
             }
         }
     }
@@ -251,6 +344,7 @@ impl World {
         let mut machines = self.machines.lock();
         for machine in machines.values_mut() {
             machine.pace.send_replace(QUICK);
+            machine.log.fail_sync(u64::MAX / 2);
             if let Some(life) = &machine.life {
                 life.process.go_on();
             }
@@ -263,18 +357,51 @@ impl World {
     /// Those that are members, and have all that they should have.
     pub fn whole(&self) -> Vec<u64> {
         let machines = self.machines.lock();
-        let whole = machines.values().filter(|machine| !machine.gone && !machine.wiped);
+        // One whose removal is under way may end at any time.
+        let removing = self.removing.lock();
+        let whole = machines
+            .values()
+            .filter(|machine| !machine.gone && !machine.wiped && !removing.contains(&machine.id));
         whole.map(|machine| machine.id).collect()
     }
 
-    async fn end(self: &Arc<Self>, users: Vec<JoinHandle<()>>) -> Result<(), String> {
+    async fn end(self: &Arc<Self>, users: Vec<JoinHandle<()>>, watching: Vec<JoinHandle<()>>) -> Result<(), String> {
         self.progress().await?;
         self.over.store(true, Ordering::Relaxed);
         for user in users {
             user.await.map_err(|error| error.to_string())?;
         }
+        let ttl = self.leases.lock().iter().map(|lease| lease.ttl).max();
+        sleep(ttl.map_or(Duration::ZERO, |ttl| ttl + SLACK)).await;
         self.settle().await?;
+        self.last.store(self.around.tap.newest(), Ordering::Relaxed);
+        let world = self.clone();
+        let patience = tokio::spawn(async move {
+            sleep(ELECTION * PROGRESS_ELECTIONS).await;
+            world.given_up.store(true, Ordering::Relaxed);
+        });
+        for watcher in watching {
+            watcher.await.map_err(|error| error.to_string())?;
+        }
+        patience.abort();
+        self.judge_members()?;
+        self.judge_leases()?;
         self.judge()
+    }
+
+    /// Those that were removed or have lost their disk have ended; all others are there.
+    fn judge_members(&self) -> Result<(), String> {
+        let table = self.table().ok_or("there is no members table")?;
+        for machine in self.machines.lock().values() {
+            let is_member = table.iter().any(|member| member.id == machine.id);
+            if is_member && !machine.wiped && machine.life.is_none() {
+                return Err(format!("{} is a member and has ended", machine.id));
+            }
+            if (!is_member || machine.wiped) && machine.life.is_some() {
+                return Err(format!("{} is no member (any more) and goes on", machine.id));
+            }
+        }
+        Ok(())
     }
 
     /// Every member takes a write.
@@ -334,7 +461,8 @@ impl World {
     fn judge(&self) -> Result<(), String> {
         let truth = self.around.tap.truth().map_err(|error| error.to_string())?;
         let history = self.history.lock();
-        check::all(&history, Some(&truth), &[]).map_err(|error| error.to_string())?;
+        let watchers = self.watchers.lock();
+        check::all(&history, Some(&truth), &watchers).map_err(|error| error.to_string())?;
         never_back(&mut self.seen.lock())
     }
 }

@@ -83,7 +83,7 @@ impl Links {
             runtime,
             peers: Mutex::default(),
         };
-        links.members_changed();
+        links.members_changed(&BTreeSet::new());
         links
     }
 
@@ -158,11 +158,11 @@ impl Network for Links {
         self.peers.lock().iter().filter_map(up).collect()
     }
 
-    fn members_changed(&self) {
+    fn members_changed(&self, counted: &BTreeSet<u64>) {
         let mut wanted = (self.book)();
         wanted.remove(&self.identity.member);
         let mut peers = self.peers.lock();
-        peers.retain(|id, _| wanted.contains_key(id));
+        peers.retain(|id, _| wanted.contains_key(id) || counted.contains(id));
         for (id, urls) in wanted {
             match peers.get(&id) {
                 Some(peer) => {
