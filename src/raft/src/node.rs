@@ -109,6 +109,8 @@ pub(crate) struct Parts {
     leading: watch::Sender<bool>,
     /// The members table has changed.
     members_changed: Arc<Notify>,
+    /// This member is removed, and others have said that they don't need it.
+    left: watch::Sender<bool>,
     /// The end of consensus is wanted.
     stopping: AtomicBool,
     on_removed: Arc<dyn Fn() + Send + Sync>,

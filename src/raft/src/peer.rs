@@ -78,8 +78,12 @@ pub trait Network: Send + Sync + 'static {
     /// Members with which a link has stood for so long without a break.
     fn connected(&self, since: Duration) -> BTreeSet<u64>;
 
-    /// The members table or what stood for it has changed: links may have to.
+    /// The members table or what stood for it may have changed: links may have to.
     fn members_changed(&self);
+
+    /// Members that are not in the table any more and whose votes may still be needed: their links stay, from the next
+    /// [`Network::members_changed`] on until they are not named any more.
+    fn leaving(&self, _members: BTreeSet<u64>) {}
 }
 
 /// A member without peers.

@@ -161,9 +161,7 @@ impl Client {
         let mut tried = 1;
         loop {
             match self.next().unary(path, request).await {
-                Err(status)
-                    if retry != Retry::Never && never_reached_a_server(&status) && tried < self.len() =>
-                {
+                Err(status) if retry != Retry::Never && never_reached_a_server(&status) && tried < self.len() => {
                     tried += 1;
                 }
                 answer => return answer,

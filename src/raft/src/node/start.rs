@@ -168,6 +168,7 @@ impl Node {
             view: View::default(),
             leading: watch::Sender::new(false),
             members_changed,
+            left: watch::Sender::new(false),
             stopping: AtomicBool::new(false),
             on_removed: options.on_removed,
         });

@@ -57,13 +57,15 @@ impl Service {
             return Err(refusal(Reason::WrongMember, text));
         }
         let from = MemberId(hello.from);
-        if store.is_removed(from) {
+        let is_removed = store.is_removed(from);
+        if is_removed && self.parts.has_gone(hello.from) {
             return Err(refusal(
                 Reason::Removed,
                 format!("member {from} has been removed from the cluster"),
             ));
         }
-        let is_known = store.member(from).is_some() || own.known.contains(&hello.from);
+        // Who is removed and not gone is leaving: raft needs it to let it go.
+        let is_known = is_removed || store.member(from).is_some() || own.known.contains(&hello.from);
         if hello.from == own.member || !is_known {
             return Err(refusal(
                 Reason::UnknownMember,

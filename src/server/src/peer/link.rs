@@ -57,6 +57,7 @@ pub struct Links {
     /// Connections live apart from requests.
     runtime: Handle,
     peers: Mutex<BTreeMap<u64, Peer>>,
+    leaving: Mutex<BTreeSet<u64>>,
 }
 
 struct Peer {
@@ -82,6 +83,7 @@ impl Links {
             patience: (election * PATIENCE_ELECTIONS).max(PATIENCE_MIN),
             runtime,
             peers: Mutex::default(),
+            leaving: Mutex::default(),
         };
         links.members_changed();
         links
@@ -158,11 +160,17 @@ impl Network for Links {
         self.peers.lock().iter().filter_map(up).collect()
     }
 
+    fn leaving(&self, members: BTreeSet<u64>) {
+        *self.leaving.lock() = members;
+    }
+
     fn members_changed(&self) {
         let mut wanted = (self.book)();
         wanted.remove(&self.identity.member);
         let mut peers = self.peers.lock();
-        peers.retain(|id, _| wanted.contains_key(id));
+        let leaving = self.leaving.lock();
+        peers.retain(|id, _| wanted.contains_key(id) || leaving.contains(id));
+        drop(leaving);
         for (id, urls) in wanted {
             match peers.get(&id) {
                 Some(peer) => {
