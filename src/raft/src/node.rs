@@ -115,6 +115,8 @@ pub(crate) struct Parts {
     leading: watch::Sender<bool>,
     /// The members table has changed.
     members_changed: watch::Sender<()>,
+    /// This member is removed, and others have said that they do not need it.
+    left: watch::Sender<bool>,
     /// The end of consensus is wanted.
     stopping: AtomicBool,
     on_removed: Arc<dyn Fn() + Send + Sync>,

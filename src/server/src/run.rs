@@ -297,6 +297,10 @@ fn start(
     };
     let asked = Instant::now();
     end_in_time(telemetry, ended.clone());
+    if let Ended::Removed = ended {
+        // Whoever has asked for that gets an answer.
+        member.node.leave();
+    }
     if let Ended::Signal(number) = ended {
         let name = if number == libc_signal::TERM {
             "terminated"

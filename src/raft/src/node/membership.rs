@@ -11,8 +11,13 @@
 //!
 //! So a voter that was added and never started counts against no quorum. Each step is idempotent and looks at what is
 //! there, so a new leader finishes what the old one left half done.
+//!
+//! A member that the table has dropped and raft has not is *leaving*: its vote may be needed to let it go (one of two
+//! goes), so links to it stay, peers hear it, and its process waits. A leader that leaves hands over first.
+//!
+//! On every member, links follow the table and whoever is leaving.
 
-use super::Parts;
+use super::{Node, Parts};
 use crate::types::Membership;
 use openraft::async_runtime::WatchReceiver;
 use openraft::error::{ClientWriteError, RaftError};
@@ -28,8 +33,8 @@ use tracing::{info, warn};
 /// steps fail.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// How often a member that may have been removed looks whether raft still counts it.
-const REMOVAL_LOOK: Duration = Duration::from_millis(250);
+/// Members that don't lead look by themselves this often: raft's membership has changed with an entry that tells nobody.
+const LOOK_EVERY_FOLLOWING: Duration = Duration::from_secs(1);
 
 /// A log is caught up with so many entries missing at most: they are on their way.
 const CAUGHT_UP: u64 = 64;
@@ -37,50 +42,131 @@ const CAUGHT_UP: u64 = 64;
 /// A step that has not come through after this time is looked at anew.
 const STEP_PATIENCE: Duration = Duration::from_secs(5);
 
+/// A leader that leaves gives others so long to take over; then it goes as it is.
+const HAND_OVER_PATIENCE: Duration = Duration::from_millis(600);
+
+/// The process of a removed member waits so long to be let go by raft. Who is left may need its vote, but may also be
+/// out of reach for good.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
+
 type Step = ChangeMembers<u64, EmptyNode>;
 
 pub(super) async fn run(parts: Arc<Parts>) {
     let mut leading = parts.leading.subscribe();
     let mut table = parts.members_changed.subscribe();
     loop {
-        if leading.wait_for(|leading| *leading).await.is_err() {
+        parts.network.members_changed(&parts.nodes());
+        let leads = *leading.borrow_and_update();
+        if leads && parts.follow_table().await {
+            continue;
+        }
+        let pause = if leads { LOOK_EVERY } else { LOOK_EVERY_FOLLOWING };
+        let looked = async {
+            tokio::select! {
+                biased;
+                changed = table.changed() => changed.is_ok(),
+                changed = leading.changed() => changed.is_ok(),
+            }
+        };
+        if let Ok(false) = timeout(pause, looked).await {
             return;
         }
-        if let Some((step, retain)) = parts.next_step() {
-            info!(%step, "raft's membership follows the members table");
-            // Before another voter is proposed: from then on a read has to ask.
-            parts.barrier.set_alone(false);
-            let change = parts.raft.change_membership(step.clone(), retain);
-            match timeout(STEP_PATIENCE, change).await {
-                Ok(Ok(_)) => continue,
-                Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {}
-                Ok(Err(error)) => warn!(%step, %error, "raft's membership did not change; it will be tried again"),
-                Err(_) => warn!(%step, "raft's membership has not changed yet; a quorum of the members has to answer"),
-            }
-        } else {
-            parts.find_out_whether_alone();
-        }
-        let _ = timeout(LOOK_EVERY, table.changed()).await;
     }
 }
 
-/// On every member: there is a link to whoever the table or raft counts.
-pub(super) async fn keep_links(parts: Arc<Parts>) {
-    let mut table = parts.members_changed.subscribe();
-    let mut raft = parts.raft.server_metrics();
-    loop {
-        let counted = raft
-            .borrow_and_update()
-            .membership_config
-            .nodes()
-            .map(|(id, _)| *id)
-            .collect();
-        parts.network.members_changed(&counted);
+impl Parts {
+    /// One step of raft's membership after the table; true when there may be another at once.
+    async fn follow_table(&self) -> bool {
+        let Some((step, retain)) = self.next_step() else {
+            self.find_out_whether_alone();
+            return false;
+        };
+        if self.store.is_removed(MemberId(self.identity.member)) && self.hand_over_and_leave().await {
+            return false;
+        }
+        info!(%step, "raft's membership follows the members table");
+        // Before another voter is proposed: from then on a read has to ask.
+        self.barrier.set_alone(false);
+        let change = self.raft.change_membership(step.clone(), retain);
+        match timeout(STEP_PATIENCE, change).await {
+            Ok(Ok(_)) => return true,
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {}
+            Ok(Err(error)) => warn!(%step, %error, "raft's membership did not change; it will be tried again"),
+            Err(_) => warn!(%step, "raft's membership has not changed yet; a quorum of the members has to answer"),
+        }
+        false
+    }
+
+    /// Gives leadership to a voter that stays, if there is one that can take it: without a leader the others would need
+    /// an election timeout to find that out.
+    async fn hand_over_and_leave(&self) -> bool {
+        let stays = |id: &u64| self.store.member(MemberId(*id)).is_some();
+        let candidates: Vec<u64> = self.voters().into_iter().filter(stays).collect();
+        if candidates.is_empty() {
+            return false;
+        }
+        info!("this member is removed and leads; handing over");
+        let given = timeout(HAND_OVER_PATIENCE, self.give_to(&candidates)).await;
+        self.proposer.hold(false);
+        given.is_ok()
+    }
+
+    /// Everybody that raft's membership names as this member knows it, voters and learners.
+    pub(crate) fn nodes(&self) -> BTreeSet<u64> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.nodes().map(|(id, _)| *id).collect()
+    }
+
+    /// Whether raft's membership, as far as this member knows it, has a member.
+    pub(crate) fn is_counted(&self, member: u64) -> bool {
+        self.nodes().contains(&member)
+    }
+
+    /// Whether the member is removed, and raft needs it no more.
+    pub(crate) fn has_gone(&self, member: u64) -> bool {
+        self.store.is_removed(MemberId(member)) && !self.nodes().contains(&member)
+    }
+
+    /// Waits until raft has let the member go, for good. Of itself a member may never see that: who lets it go sends it
+    /// no more entries, and tells it when it asks.
+    async fn gone(&self, member: u64) {
+        let mut left = self.left.subscribe();
         tokio::select! {
             biased;
-            changed = table.changed() => if changed.is_err() { return },
-            changed = raft.changed() => if changed.is_err() { return },
+            () = self.let_go_by_raft(member) => {}
+            // Its sender is `self`.
+            _ = left.wait_for(|left| *left), if member == self.identity.member => {}
         }
+    }
+
+    async fn let_go_by_raft(&self, member: u64) {
+        let mut metrics = self.raft.server_metrics();
+        loop {
+            let settled = {
+                let now = metrics.borrow_and_update();
+                now.membership_config == now.committed_membership_config
+            };
+            if settled && self.has_gone(member) {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Waits until raft has let a removed member go, so that the others decide without it; false when that has not come
+    /// about within `limit`. Until then its process may still be needed.
+    pub async fn let_go(&self, member: u64, limit: Duration) -> bool {
+        timeout(limit, self.parts.gone(member)).await.is_ok()
+    }
+
+    /// This member has been removed and nobody needs it any more: whoever waits for that hears it.
+    pub fn leave(&self) {
+        self.parts.left.send_replace(true);
     }
 }
 
@@ -163,24 +249,19 @@ fn next_step(
 }
 
 impl Parts {
-    /// Whether raft's membership, as far as this member knows it, has a member.
-    pub(crate) fn is_counted(&self, member: u64) -> bool {
-        let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        metrics.membership_config.nodes().any(|(id, _)| *id == member)
-    }
-
-    /// Notices that this member was removed. While raft counts it the others may need its vote to go on without it. Once
-    /// they do, they tell it so, should this member not hear of it as an entry.
+    /// Notices that this member was removed, whichever way the news comes.
     pub(super) async fn watch_removal(self: Arc<Self>) {
-        let own = self.identity.member;
-        let mut changes = self.members_changed.subscribe();
-        while !self.store.is_removed(MemberId(own)) || self.is_counted(own) {
-            // raft's membership follows the table a moment later, and does not say so.
-            let _ = timeout(REMOVAL_LOOK, changes.changed()).await;
+        let own = MemberId(self.identity.member);
+        let mut table = self.members_changed.subscribe();
+        while !self.store.is_removed(own) {
+            if table.changed().await.is_err() {
+                return;
+            }
         }
-        // Others may not have heard that it is committed, and a leader has somebody to hand over to.
-        tokio::time::sleep(self.election).await;
+        // Peers that have let this member go say so, too, when they are asked: see `Service::admit`.
+        if timeout(LEAVE_PATIENCE, self.gone(own.0)).await.is_err() {
+            warn!("this member is removed, and the others have not let it go yet; leaving all the same");
+        }
         (self.on_removed)();
     }
 }

@@ -179,6 +179,7 @@ impl Node {
             view: View::default(),
             leading: watch::Sender::new(false),
             members_changed,
+            left: watch::Sender::new(false),
             stopping: AtomicBool::new(false),
             on_removed: options.on_removed,
         });
@@ -204,7 +205,6 @@ impl Node {
         tasks.push(runtime::spawn(expiry::run(parts.clone())));
         tasks.push(runtime::spawn(checkpoints::run(parts.clone(), checkpoint_period)));
         tasks.push(runtime::spawn(membership::run(parts.clone())));
-        tasks.push(runtime::spawn(membership::keep_links(parts.clone())));
         tasks.push(runtime::spawn(parts.clone().watch_removal()));
         tasks.push(runtime::spawn(disk::run(parts.clone(), log.clone(), options.heartbeat)));
         let schedule = purge::Schedule {

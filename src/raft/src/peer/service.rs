@@ -70,7 +70,8 @@ impl Service {
                 format!("member {from} has been removed from the cluster"),
             ));
         }
-        let is_known = store.member(from).is_some() || own.known.contains(&hello.from);
+        // Who is removed and not gone is leaving: raft needs it to let it go.
+        let is_known = is_removed || store.member(from).is_some() || own.known.contains(&hello.from);
         if hello.from == own.member || !is_known {
             return Err(refusal(
                 Reason::UnknownMember,

@@ -2,7 +2,7 @@
 //! a table can't know: whether URLs are URLs, who is connected, and whether a learner has caught up.
 //!
 //! A change is answered when its row is applied, and never waits for the process that it is about: raft's voters follow
-//! the table. Headers carry no revision, since membership is no part of the store's history.
+//! the table. Only a removal waits, for a moment, until those who stay have let the member go. Headers carry no revision, since membership is no part of the store's history.
 
 use super::{decode, mismatched, reply};
 use crate::bootstrap::identity;
@@ -17,7 +17,10 @@ use quorate_store::command::{Command, Reply};
 use quorate_store::members::reconfig;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tracing::info;
+use tracing::{info, warn};
+
+/// Election timeouts that a removal is waited for, beyond its row: long enough for one election.
+const LET_GO_ELECTIONS: u32 = 3;
 
 pub async fn member_list(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
     let request: pb::MemberListRequest = decode(message)?;
@@ -84,6 +87,15 @@ pub async fn member_remove(member: &Arc<Member>, message: Bytes) -> Result<RpcRe
     }
     let members = change(member, Command::MemberRemove(wire::MemberRemove { id, strict })).await?;
     info!("member-id" = %MemberId(id), "removed a member");
+    // Whoever reads the answer may end its process at once, so the others should be able to decide without it by then.
+    // It is only a matter of them: the row is gone in any case.
+    if !member
+        .node
+        .let_go(id, member.limits.election_timeout * LET_GO_ELECTIONS)
+        .await
+    {
+        warn!("member-id" = %MemberId(id), "the removed member still counts for the quorum; a majority has to answer");
+    }
     reply(&pb::MemberRemoveResponse {
         header: header(member),
         members,
