@@ -242,7 +242,11 @@ fn remainders_of_long_leases_are_noted() {
     let ids = |noted: Option<(u64, Vec<Remainder>)>| noted.map(|(_, noted)| noted.iter().map(|left| left.id).collect());
     assert_eq!(ids(lessor.checkpoints(10)), Some(vec![4, 2, 3]));
     clock.advance(PERIOD);
-    assert_eq!(ids(lessor.checkpoints(10)), None, "one is on its way, the others are over");
+    assert_eq!(
+        ids(lessor.checkpoints(10)),
+        None,
+        "one is on its way, the others are over"
+    );
 }
 
 /// A renewal of a lease with a remainder counts when the log has taken that back, and not before. One that has none costs
