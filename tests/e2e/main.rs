@@ -5,6 +5,7 @@
 //! - [`members`]: they come and go, as far as one process goes; [`metrics`]: what the page of `/metrics` counts;
 //! - [`life`]: start, identity, signals, files; [`flags`]: what they change and how they are refused; [`data_dir`]: ones
 //!   that can't be used; [`handover`]: one process takes over from another; [`crash`]: kill -9 under load;
+//! - [`leases`]: three members, of which one is killed or stands still;
 //! - [`watch`]: what watchers are owed when compaction, starvation and the future get in the way;
 //! - [`hostile`], [`connections`]: requests and connections that no client would make; [`load`]: memory and latency under too much;
 //! - [`faults`]: a full disk, a log that nobody reads.
@@ -23,6 +24,7 @@ mod flags;
 mod handover;
 mod hostile;
 mod http;
+mod leases;
 mod life;
 mod load;
 mod members;
