@@ -62,7 +62,7 @@ impl Ends {
                     let _ = answer.send(Err(PeerError::Unreachable { to, reason }));
                     continue;
                 };
-                let (hello, back) = (hello.clone(), wires.clone());
+                let back = wires.clone();
                 let mut asked = Box::pin(async move {
                     let given = match service.handle(&hello, request).await {
                         Answer::Refused(refused) => Err(PeerError::Refused {
