@@ -6,6 +6,7 @@
 //! - [`cluster`]: clusters of several members, and how they change;
 //! - [`life`]: start, identity, signals, files; [`flags`]: what they change and how they are refused; [`data_dir`]: ones
 //!   that can't be used; [`handover`]: one process takes over from another; [`crash`]: kill -9 under load;
+//! - [`leases`]: three members, of which one is killed or stands still;
 //! - [`watch`]: what watchers are owed when compaction, starvation and the future get in the way;
 //! - [`hostile`], [`connections`]: requests and connections that no client would make; [`load`]: memory and latency under too much;
 //! - [`faults`]: a full disk, a log that nobody reads.
@@ -25,6 +26,7 @@ mod flags;
 mod handover;
 mod hostile;
 mod http;
+mod leases;
 mod life;
 mod load;
 mod members;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod wires;
+
 use bytes::Bytes;
 use quorate_api::proto::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest};
 use quorate_raft::{Node, Options, StartError};
