@@ -25,7 +25,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 const RETRY: Duration = Duration::from_millis(500);
 
 /// A leader that could not answer is asked again after this time, unless another is known before.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Why a read could not be made linearizable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -25,7 +25,9 @@ pub struct Flight {
     pub sent: Option<Leadership>,
     /// How often it may have been handed to consensus. 0: certainly never.
     pub handed_over: u32,
-    /// Not sent again before.
+    /// Who sent it back last: it gets it again after a pause, and anybody else at once.
+    pub back_from: Option<Leadership>,
+    /// Not sent to the same again before.
     pub not_before: Instant,
 }
 
@@ -68,7 +70,8 @@ impl Flights {
     /// Those that are not with `now`, the leader, and may be sent; in order.
     pub fn strays(&self, now: Leadership, at: Instant) -> Vec<u64> {
         let stray = |(sequence, flight): (&u64, &Flight)| {
-            (flight.sent != Some(now) && flight.not_before <= at).then_some(*sequence)
+            let may_leave = flight.not_before <= at || flight.back_from != Some(now);
+            (flight.sent != Some(now) && may_leave).then_some(*sequence)
         };
         self.by_sequence.iter().filter_map(stray).collect()
     }

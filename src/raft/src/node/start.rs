@@ -163,6 +163,7 @@ impl Node {
             lessor,
             network: network.clone(),
             seen: Mutex::default(),
+            heard: Mutex::default(),
             applied: applied.clone(),
             election,
             view: View::default(),
@@ -173,7 +174,7 @@ impl Node {
         });
         let led = parts.view.led.subscribe();
         let mut tasks = vec![
-            tokio::spawn(observe(parts.clone(), options.on_fatal, election)),
+            tokio::spawn(observe(parts.clone(), options.on_fatal, options.heartbeat)),
             tokio::spawn(proposer.run(proposer::Ways {
                 raft: raft.clone(),
                 network: network.clone(),

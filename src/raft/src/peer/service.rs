@@ -111,6 +111,8 @@ impl Service {
             Request::Append(append) => {
                 let request = message::get_append(append).map_err(|error| malformed(&error))?;
                 self.check_append(from, &request)?;
+                // Before consensus hears of it: whoever then hears that there is a leader finds it heard.
+                self.parts.heard(request.vote.leader_id.term, from.from);
                 let answer = raft.append_entries(request).await.map_err(ended)?;
                 Answer::Append(message::put_append_answer(&answer))
             }
