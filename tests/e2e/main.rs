@@ -7,12 +7,14 @@
 //!   that can't be used; [`handover`]: one process takes over from another; [`crash`]: kill -9 under load;
 //! - [`watch`]: what watchers are owed when compaction, starvation and the future get in the way;
 //! - [`hostile`], [`connections`]: requests and connections that no client would make; [`load`]: memory and latency under too much;
-//! - [`faults`]: a full disk, a log that nobody reads.
+//! - [`faults`]: a full disk, a log that nobody reads;
+//! - [`cluster`]: several members, and what happens to them.
 //!
 //! Tests that measure run alone ([`turn`]). Every test starts its own node on free loopback ports, waits for conditions, and is bounded in time.
 #![allow(clippy::unwrap_used)]
 
 mod bootstrap;
+mod cluster;
 mod connections;
 mod crash;
 mod crate_client;

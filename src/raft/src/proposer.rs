@@ -50,7 +50,7 @@ const BATCH_BYTES_MIN: usize = 4 << 10;
 const SEGMENT_POLL: Duration = Duration::from_millis(1);
 
 /// A batch that came back is sent again after this time, or at once when another leads.
-const RETRY: Duration = Duration::from_millis(20);
+const RETRY: Duration = Duration::from_millis(5);
 
 /// How often batches are looked for that nobody waits for any more.
 const GIVE_UP_EVERY: Duration = Duration::from_secs(1);

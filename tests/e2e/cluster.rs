@@ -1,0 +1,44 @@
+//! Several members, real processes, and what happens to them.
+//!
+//! - [`serves`]: any member serves, and all hold the same;
+//! - [`leaders`]: leadership that moves, ends and is lost, and what requests under way hear of it;
+//! - [`faults`]: kills, pauses and cut links under a checked load;
+//! - [`snapshots`]: members that have missed more than the log holds.
+
+mod faults;
+mod leaders;
+mod serves;
+mod snapshots;
+
+use std::time::Duration;
+
+use prost::Message;
+use quorate_kit::background::wait_for;
+use quorate_kit::cluster::Options;
+use quorate_kit::{Cluster, Rpc};
+use tonic::Status;
+
+use crate::support::binary;
+
+/// Members that elect within a second.
+fn members(size: usize) -> Options {
+    Cluster::of(&binary()).members(size).heartbeat_ms(50).election_ms(500)
+}
+
+/// Asks from a test that has no runtime of its own.
+fn ask<A>(rpc: &Rpc, path: &'static str, request: &(impl Message + Clone + 'static)) -> Result<A, Status>
+where
+    A: Message + Default + 'static,
+{
+    let (rpc, request) = (rpc.clone(), request.clone());
+    wait_for(async move { rpc.unary(path, &request).await })
+}
+
+/// The members but one.
+fn others(cluster: &Cluster, one: usize) -> Vec<usize> {
+    cluster.members().into_iter().filter(|member| *member != one).collect()
+}
+
+fn millis(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
