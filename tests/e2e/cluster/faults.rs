@@ -3,12 +3,14 @@
 //! A round does one thing to the cluster, lets the load run on for a while, undoes it, and waits until all members agree
 //! again. `QUORATE_ROUNDS` sets how many there are, `QUORATE_SEED` replays what was printed.
 
+use quorate_kit::background::wait_for;
 use quorate_kit::{Cluster, Load};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use super::{members, millis, others};
+use crate::mounts::Freezable;
 use crate::support::from_env;
 use crate::turn;
 
@@ -230,4 +232,65 @@ fn paused_member_never_serves_stale_read() {
         }
     }
     cluster.wait_equal();
+}
+
+/// B38, D8: a leader whose disk hangs gives leadership away, and takes it for granted that it is not the leader any more;
+/// a follower's holds up nobody. When the disk is back, so is its member.
+#[test]
+fn stuck_disk_leader_steps_down() {
+    let _turn = turn::shared();
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let disk = Freezable::mount(&dir.path().join("image"), &disk, 400);
+    let data = dir.path().join("disk/data");
+    let mut cluster = members(3).flag_of(1, &format!("--data-dir={}", data.display())).start();
+    let leader = cluster.wait_leader();
+    if leader != 1 {
+        move_to(&mut cluster, leader, 1);
+    }
+    let term = cluster.status(1).unwrap().raft_term;
+    let load = Load::through(&cluster, &[0, 2]).clients(6).watchers(2).start();
+    load.wait_acknowledged(100);
+    disk.freeze();
+    let frozen = std::time::Instant::now();
+    let next = cluster.wait_leader_without(&[1]);
+    let acknowledged = load.acknowledged();
+    quorate_kit::wait::until("writes to go on", quorate_kit::cluster::LIMIT, || {
+        (load.acknowledged() > acknowledged + 50).then_some(())
+    });
+    println!("another led {:?} after the disk hung", frozen.elapsed());
+    assert!(frozen.elapsed() < millis(3000), "{:?}", frozen.elapsed());
+    assert_ne!(next, 1);
+    let status = cluster.status(next).unwrap();
+    assert!(status.raft_term > term);
+    // it does not come back while its disk hangs
+    std::thread::sleep(millis(1500));
+    load.wait_acknowledged(100);
+    assert_eq!(cluster.status(next).unwrap().raft_term, status.raft_term);
+    disk.thaw();
+    cluster.wait_leader();
+    // the same for a follower
+    disk.freeze();
+    load.wait_acknowledged(300);
+    disk.thaw();
+    load.finish().check();
+    cluster.wait_leader();
+    cluster.wait_equal();
+    drop(cluster);
+    drop(disk);
+}
+
+fn move_to(cluster: &mut Cluster, leader: usize, target: usize) {
+    let request = quorate_api::proto::etcdserverpb::MoveLeaderRequest {
+        target_id: cluster.member_id(target),
+    };
+    let rpc = cluster[leader].rpc();
+    wait_for(async move {
+        let path = "/etcdserverpb.Maintenance/MoveLeader";
+        rpc.unary::<quorate_api::proto::etcdserverpb::MoveLeaderResponse>(path, &request)
+            .await
+            .unwrap()
+    });
+    assert_eq!(cluster.wait_leader(), target);
 }
