@@ -90,3 +90,44 @@ impl Flights {
         taken.map(|(_, flight)| flight).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn who_sent_a_batch_back_gets_it_again_after_a_pause_and_another_at_once() {
+        let led = |term, leader| Leadership {
+            term,
+            leader: Some(leader),
+        };
+        let (before, after) = (led(1, 1), led(2, 2));
+        let now = Instant::now();
+        let origin = Origin {
+            member: 3,
+            boot: 1,
+            sequence: 7,
+        };
+        let mut flights = Flights::default();
+        flights.insert(Flight {
+            batch: Batch::seal(Batch::buffer(64), origin),
+            waiters: Vec::new(),
+            bytes: 0,
+            grows_store: false,
+            sent: Some(before),
+            handed_over: 1,
+            back_from: None,
+            not_before: now,
+        });
+        assert!(flights.strays(before, now).is_empty(), "it is there");
+        assert_eq!(flights.strays(after, now), [7]);
+        let flight = flights.get_mut(7).unwrap();
+        flight.sent = None;
+        flight.back_from = Some(before);
+        flight.not_before = now + Duration::from_millis(5);
+        assert!(flights.strays(before, now).is_empty());
+        assert_eq!(flights.strays(after, now), [7]);
+        assert_eq!(flights.strays(before, now + Duration::from_millis(5)), [7]);
+    }
+}

@@ -245,15 +245,16 @@ impl Parts {
 fn raft_config(options: &Options) -> Result<Config, StartError> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     // openraft's follower campaigns when neither the leader's lease nor a random time after it has been renewed. Together
-    // they are one to one and a half election timeouts, as etcd's clients and operators expect; a leader that has heard
-    // of no quorum for three quarters of one takes no more writes.
+    // they are one to about one and two fifths of an election timeout, where etcd has one to two: nobody is deposed sooner,
+    // and writes go on before one and a half have passed, with up to one and a half heartbeats until somebody looks at the
+    // clock. A leader that has heard of no quorum for three quarters of one takes no more writes.
     let lease = options.election * 3 / 4;
     let least = millis(options.election / 4).max(millis(options.heartbeat) + 1);
     let config = Config {
         cluster_name: "quorate".to_owned(),
         heartbeat_interval: millis(options.heartbeat),
         election_timeout_min: least,
-        election_timeout_max: millis(lease).max(least + 1),
+        election_timeout_max: millis(options.election * 5 / 8).max(least + 1),
         // Entries go to the followers while they are being written here.
         broadcast_submitted_on_append: Some(true),
         // The backend commits by itself; "building" a snapshot only names its last commit, and when to do so is
