@@ -7,8 +7,8 @@
 //!   was closing. Whatever else happens to a write, nobody knows whether it was done, and the caller gets the error.
 
 use std::error::Error;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,7 +45,7 @@ pub enum Retry {
 /// Cheap to clone; clones share connections and take turns on the endpoints.
 #[derive(Clone, Debug)]
 pub struct Client {
-    endpoints: Arc<[Rpc]>,
+    endpoints: Arc<RwLock<Vec<Rpc>>>,
     turn: Arc<AtomicUsize>,
     limit: Duration,
     retries: bool,
@@ -55,11 +55,17 @@ impl Client {
     pub fn new(endpoints: Vec<Rpc>) -> Self {
         assert!(!endpoints.is_empty(), "a client needs an endpoint");
         Self {
-            endpoints: endpoints.into(),
+            endpoints: Arc::new(RwLock::new(endpoints)),
             turn: Arc::default(),
             limit: LIMIT,
             retries: true,
         }
+    }
+
+    /// Other endpoints from now on, for all clones: what `SetEndpoints` is in etcd's client.
+    pub fn set_endpoints(&self, endpoints: Vec<Rpc>) {
+        assert!(!endpoints.is_empty(), "a client needs an endpoint");
+        *self.endpoints.write().unwrap_or_else(PoisonError::into_inner) = endpoints;
     }
 
     /// How long a request may take, all attempts together.
@@ -129,7 +135,6 @@ impl Client {
         request: &impl Message,
         retry: Retry,
     ) -> Result<A, Status> {
-        let majority = self.endpoints.len() / 2 + 1;
         let mut attempt = 1;
         loop {
             let status = match self.attempt(path, request, retry).await {
@@ -139,7 +144,7 @@ impl Client {
             if retry != Retry::IfUnavailable || !is_unavailable(&status) || attempt == ATTEMPTS {
                 return Err(status);
             }
-            if attempt % majority == 0 {
+            if attempt % (self.len() / 2 + 1) == 0 {
                 tokio::time::sleep(PAUSE).await;
             }
             attempt += 1;
@@ -156,9 +161,7 @@ impl Client {
         let mut tried = 1;
         loop {
             match self.next().unary(path, request).await {
-                Err(status)
-                    if retry != Retry::Never && never_reached_a_server(&status) && tried < self.endpoints.len() =>
-                {
+                Err(status) if retry != Retry::Never && never_reached_a_server(&status) && tried < self.len() => {
                     tried += 1;
                 }
                 answer => return answer,
@@ -167,8 +170,13 @@ impl Client {
     }
 
     /// The endpoint whose turn it is.
-    pub(crate) fn next(&self) -> &Rpc {
-        &self.endpoints[self.turn.fetch_add(1, Ordering::Relaxed) % self.endpoints.len()]
+    pub(crate) fn next(&self) -> Rpc {
+        let endpoints = self.endpoints.read().unwrap_or_else(PoisonError::into_inner);
+        endpoints[self.turn.fetch_add(1, Ordering::Relaxed) % endpoints.len()].clone()
+    }
+
+    fn len(&self) -> usize {
+        self.endpoints.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 

@@ -66,8 +66,18 @@ pub struct Running {
     load: Load,
     shared: Arc<Shared>,
     clients: Vec<JoinHandle<()>>,
+    /// How each of them, and each watcher, gets at the members.
+    ways: Vec<Way>,
     reference: Watching,
     watchers: Vec<Watching>,
+}
+
+/// A client of one member, or of all of them beginning with one.
+#[derive(Debug)]
+struct Way {
+    client: Client,
+    first: usize,
+    all: bool,
 }
 
 #[derive(Debug)]
@@ -188,21 +198,30 @@ impl Load {
             acknowledged: AtomicU64::new(0),
             recorded: Mutex::default(),
         });
-        let watch =
-            |name: String, from_member| Watching::start(name, self.client(from_member), keys.clone(), revision + 1);
+        let mut ways = Vec::new();
+        let mut way = |first, all| {
+            let client = match all {
+                true => self.client(first),
+                false => self.client_at(first).without_retries(),
+            };
+            let known = client.clone();
+            ways.push(Way {
+                client: known,
+                first,
+                all,
+            });
+            client
+        };
+        let mut watch = |name: String, first| Watching::start(name, way(first, true), keys.clone(), revision + 1);
         let reference = watch("of everything".to_owned(), 0);
         let watchers = (0..self.watchers)
             .map(|number| watch(format!("{number}"), number))
             .collect();
         let clients = (0..self.clients)
             .map(|number| {
-                let client = match self.retries {
-                    true => self.client(number),
-                    false => self.client_at(number).without_retries(),
-                };
                 let worker = Worker {
                     number,
-                    client: client.within(self.timeout),
+                    client: way(number, self.retries).within(self.timeout),
                     random: StdRng::seed_from_u64(self.seed.wrapping_add(number as u64)),
                     keys: self.keys,
                     think: self.think,
@@ -217,6 +236,7 @@ impl Load {
             load: self,
             shared,
             clients,
+            ways,
             reference,
             watchers,
         }
@@ -245,6 +265,18 @@ impl Running {
         until(&format!("{more} more answers"), END_LIMIT, || {
             (self.acknowledged() >= enough).then_some(())
         });
+    }
+
+    /// Members have come or gone: clients go to those that are there now.
+    pub fn follow(&mut self, cluster: &Cluster) {
+        let members = cluster.members();
+        self.load.members = members.iter().map(|member| cluster[*member].config.clone()).collect();
+        let _runtime = background::handle().enter();
+        for way in &self.ways {
+            let from = self.load.members.iter().cycle().skip(way.first % members.len());
+            let known = if way.all { members.len() } else { 1 };
+            way.client.set_endpoints(from.take(known).map(Config::rpc).collect());
+        }
     }
 
     /// Ends all clients, looks at every key once more, and waits until the watchers have seen everything. The cluster

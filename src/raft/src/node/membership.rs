@@ -28,6 +28,9 @@ use tracing::{info, warn};
 /// steps fail.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// How often links are held against the table when nobody says that it has changed.
+const FOLLOW_EVERY: Duration = Duration::from_secs(1);
+
 /// A log is caught up with so many entries missing at most: they are on their way.
 const CAUGHT_UP: u64 = 64;
 
@@ -42,7 +45,6 @@ pub(super) async fn run(parts: Arc<Parts>) {
         if leading.wait_for(|leading| *leading).await.is_err() {
             return;
         }
-        parts.network.members_changed();
         if let Some((step, retain)) = parts.next_step() {
             info!(%step, "raft's membership follows the members table");
             // Before another voter is proposed: from then on a read has to ask.
@@ -139,23 +141,19 @@ fn next_step(
     ready.map(|(id, _)| (Step::AddVoterIds(BTreeSet::from([*id])), false))
 }
 
-impl Parts {
-    /// Notices that this member was removed, whichever way the news comes.
-    pub(super) async fn watch_removal(self: Arc<Self>) {
-        let own = MemberId(self.identity.member);
-        let mut applied = self.applied.clone();
-        loop {
-            if self.store.is_removed(own) {
-                break;
-            }
-            if applied.changed().await.is_err() {
-                return;
-            }
+/// Lets links follow the table, and notices when this member is gone from it, whether it leads or not.
+pub(super) async fn follow_table(parts: Arc<Parts>) {
+    let own = MemberId(parts.identity.member);
+    loop {
+        parts.network.members_changed();
+        if parts.store.is_removed(own) {
+            break;
         }
-        // Others may not have heard that it is committed, and a leader has somebody to hand over to.
-        tokio::time::sleep(self.election).await;
-        (self.on_removed)();
+        let _ = timeout(FOLLOW_EVERY, parts.members_changed.notified()).await;
     }
+    // Others may not have heard that it is committed, and a leader has somebody to hand over to.
+    tokio::time::sleep(parts.election).await;
+    (parts.on_removed)();
 }
 
 #[cfg(test)]

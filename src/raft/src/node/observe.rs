@@ -39,6 +39,7 @@ pub(super) async fn observe(parts: Arc<Parts>, on_fatal: Arc<dyn Fn(String) + Se
         let leads = leader == Some(parts.identity.member) && committed;
         if leads && led_term != Some(term) {
             tokio::select! {
+                biased;
                 () = parts.take_over(term) => {
                     led_term = Some(term);
                     parts.leading.send_replace(true);
@@ -46,7 +47,8 @@ pub(super) async fn observe(parts: Arc<Parts>, on_fatal: Arc<dyn Fn(String) + Se
                 changed = metrics.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => break,
-                }
+                },
+                _ = looks.tick() => continue,
             }
         } else if !leads && led_term.take().is_some() {
             parts.lessor.follow();
@@ -120,8 +122,11 @@ impl Parts {
         }
         let data = self.raft.data_metrics();
         let acked = data.borrow_watched().last_quorum_acked;
-        // One that was only just elected has a quorum's votes, and no acknowledgement yet.
-        acked.is_none_or(|at| at.elapsed() < limit)
+        match acked {
+            Some(at) => at.elapsed() < limit,
+            // One that was only just elected has a quorum's votes, and no acknowledgement yet.
+            None => self.view.elected.lock().is_none_or(|at| at.elapsed() < limit),
+        }
     }
 
     /// Starts the deadlines of all leases when everything from earlier terms is applied, so that none is missed.

@@ -42,7 +42,7 @@ fn bind(config: &Config, wanted: impl Fn(&Url) -> bool) -> Result<Bound, BindErr
 /// What stands behind the ports.
 pub(super) struct Ports {
     pub server: Server,
-    /// For other members. They are needed for as long as anything waits that clients have brought.
+    /// Of the peer ports, which outlast the others: what clients still wait for comes through them.
     pub peer_server: Server,
     pub ops: Ops,
     pub rpc: Arc<Rpc<Services>>,
