@@ -149,7 +149,7 @@ fn run(size: usize, rounds: usize, first: usize) {
     }
 }
 
-/// D1, D9, D11, B17, B25, B27: whatever happens to the links and to the processes of three members under mutual TLS,
+/// D1, D9, D11, B17, B25: whatever happens to the links and to the processes of three members under mutual TLS,
 /// what clients are told is linearizable and watchers miss nothing.
 #[test]
 fn three_members_are_linearizable_under_faults() {

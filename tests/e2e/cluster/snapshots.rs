@@ -47,7 +47,7 @@ fn taken_in(cluster: &Cluster, member: usize) -> usize {
     log.matches("applying snapshot: receiving from the leader").count()
 }
 
-/// B6, B16, B18, D14: a member that was away until the log was purged gets a snapshot while others write, watchers there
+/// B6, D14: a member that was away until the log was purged gets a snapshot while others write, watchers there
 /// see everything once and in order, and all members hold the same.
 #[test]
 fn watch_never_goes_back_after_snapshot() {
