@@ -4,18 +4,29 @@
 //! - [`changes`]: members added, promoted, updated, removed;
 //! - [`growth`]: from one to five and back under a load that is checked, and snapshots for those who lag;
 //! - [`strangers`]: members with the wrong disk, the wrong cluster, the wrong program;
-//! - [`forged`]: a peer that lies.
+//! - [`forged`]: a peer that lies;
+//! - [`serves`]: any member serves, and all hold the same;
+//! - [`leaders`]: leadership that moves, ends and is lost, and what requests under way hear of it;
+//! - [`faults`]: kills, pauses and cut links under a checked load;
+//! - [`snapshots`]: members that have missed more than the log holds.
 
 mod changes;
+mod faults;
 mod forged;
 mod founding;
 mod growth;
+mod leaders;
+mod serves;
+mod snapshots;
 mod strangers;
 
 use std::time::Duration;
 
+use prost::Message;
+use quorate_kit::background::wait_for;
 use quorate_kit::cluster::Options;
-use quorate_kit::{Cluster, Etcdctl, Node};
+use quorate_kit::{Cluster, Etcdctl, Node, Rpc};
+use tonic::Status;
 
 use crate::support::binary;
 
@@ -78,4 +89,27 @@ fn fatal(node: &Node) -> String {
     let (_, line) = last.unwrap_or_else(|| panic!("{} ended without a reason: {}", node.config.name, node.tail()));
     let record: serde_json::Value = serde_json::from_str(&line).unwrap();
     record["error"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Members that elect within a second.
+fn members(size: usize) -> Options {
+    Cluster::of(&binary()).members(size).heartbeat_ms(50).election_ms(500)
+}
+
+/// Asks from a test that has no runtime of its own.
+fn ask<A>(rpc: &Rpc, path: &'static str, request: &(impl Message + Clone + 'static)) -> Result<A, Status>
+where
+    A: Message + Default + 'static,
+{
+    let (rpc, request) = (rpc.clone(), request.clone());
+    wait_for(async move { rpc.unary(path, &request).await })
+}
+
+/// The members but one.
+fn others(cluster: &Cluster, one: usize) -> Vec<usize> {
+    cluster.members().into_iter().filter(|member| *member != one).collect()
+}
+
+fn millis(ms: u64) -> Duration {
+    Duration::from_millis(ms)
 }

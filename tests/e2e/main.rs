@@ -9,7 +9,8 @@
 //! - [`leases`]: three members, of which one is killed or stands still;
 //! - [`watch`]: what watchers are owed when compaction, starvation and the future get in the way;
 //! - [`hostile`], [`connections`]: requests and connections that no client would make; [`load`]: memory and latency under too much;
-//! - [`faults`]: a full disk, a log that nobody reads.
+//! - [`faults`]: a full disk, a log that nobody reads;
+//! - [`cluster`]: several members, and what happens to them.
 //!
 //! Tests that measure run alone ([`turn`]). Every test starts its own node on free loopback ports, waits for conditions, and is bounded in time.
 #![allow(clippy::unwrap_used)]

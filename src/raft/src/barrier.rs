@@ -26,7 +26,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 const RETRY: Duration = Duration::from_millis(500);
 
 /// A leader that could not answer is asked again after this time, unless another is known before.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Why a read could not be made linearizable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,8 +101,8 @@ impl Barrier {
         rx.await.map_err(|_| BarrierError::Stopped)
     }
 
-    /// The position up to which whoever asked has to have applied, for the same promise. The caller sets its own time
-    /// limit.
+    /// The position up to which whoever asked has to have applied, for the same promise. An error also where another member
+    /// leads. The caller sets its own time limit.
     pub async fn index(&self) -> Result<u64, BarrierError> {
         let (tx, rx) = oneshot::channel();
         self.join(|waiting| waiting.index.push(tx))?;
@@ -164,6 +164,14 @@ impl Barrier {
                 continue;
             }
             let led = *ways.led.borrow_and_update();
+            if led.leader.is_some_and(|leader| leader != ways.member) {
+                // Only a leader can tell others. Asking on for them would be waiting for each other where two members
+                // take each other for the leader, as they do for a moment when leadership moves.
+                round.index.clear();
+                if round.is_empty() {
+                    continue;
+                }
+            }
             match ways.ask(led).await {
                 Asked::Position(upto) => {
                     for waiter in round.index {
@@ -180,7 +188,9 @@ impl Barrier {
                     self.failed.fetch_add(1, Ordering::Relaxed);
                     // Those who still wait try again, with whoever came meanwhile.
                     self.waiting.lock().append(round);
-                    let _ = tokio::time::timeout(PAUSE, ways.led.changed()).await;
+                    if *ways.led.borrow() == led {
+                        let _ = tokio::time::timeout(PAUSE, ways.led.changed()).await;
+                    }
                 }
                 Asked::Ended => return,
             }
@@ -197,12 +207,29 @@ enum Asked {
 
 impl Ways {
     async fn ask(&mut self, led: Leadership) -> Asked {
-        let asked = match led.leader {
-            None => return Asked::Nothing,
-            Some(leader) if leader == self.member => tokio::time::timeout(RETRY, own(&self.raft)).await,
-            Some(leader) => tokio::time::timeout(RETRY, theirs(&*self.network, leader)).await,
+        let Some(leader) = led.leader else {
+            return Asked::Nothing;
         };
-        asked.unwrap_or(Asked::Nothing)
+        let asked = async {
+            if leader == self.member {
+                own(&self.raft).await
+            } else {
+                theirs(&*self.network, leader).await
+            }
+        };
+        tokio::select! {
+            asked = tokio::time::timeout(RETRY, asked) => asked.unwrap_or(Asked::Nothing),
+            // Whoever was asked has lost its leadership or is about to hear so.
+            () = another(&mut self.led, led) => Asked::Nothing,
+        }
+    }
+}
+
+/// Returns when not `led` leads any more.
+async fn another(now: &mut Led, led: Leadership) {
+    let changed = now.wait_for(|now| *now != led).await.is_ok();
+    if !changed {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -25,7 +25,9 @@ pub struct Flight {
     pub sent: Option<Leadership>,
     /// How often it may have been handed to consensus. 0: certainly never.
     pub handed_over: u32,
-    /// Not sent again before.
+    /// Who sent it back last: it gets it again after a pause, and anybody else at once.
+    pub back_from: Option<Leadership>,
+    /// Not sent to the same again before.
     pub not_before: Instant,
 }
 
@@ -68,7 +70,8 @@ impl Flights {
     /// Those that are not with `now`, the leader, and may be sent; in order.
     pub fn strays(&self, now: Leadership, at: Instant) -> Vec<u64> {
         let stray = |(sequence, flight): (&u64, &Flight)| {
-            (flight.sent != Some(now) && flight.not_before <= at).then_some(*sequence)
+            let may_leave = flight.not_before <= at || flight.back_from != Some(now);
+            (flight.sent != Some(now) && may_leave).then_some(*sequence)
         };
         self.by_sequence.iter().filter_map(stray).collect()
     }
@@ -85,5 +88,46 @@ impl Flights {
             .by_sequence
             .extract_if(.., |_, flight| gone(flight.batch.origin(), flight));
         taken.map(|(_, flight)| flight).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn who_sent_a_batch_back_gets_it_again_after_a_pause_and_another_at_once() {
+        let led = |term, leader| Leadership {
+            term,
+            leader: Some(leader),
+        };
+        let (before, after) = (led(1, 1), led(2, 2));
+        let now = Instant::now();
+        let origin = Origin {
+            member: 3,
+            boot: 1,
+            sequence: 7,
+        };
+        let mut flights = Flights::default();
+        flights.insert(Flight {
+            batch: Batch::seal(Batch::buffer(64), origin),
+            waiters: Vec::new(),
+            bytes: 0,
+            grows_store: false,
+            sent: Some(before),
+            handed_over: 1,
+            back_from: None,
+            not_before: now,
+        });
+        assert!(flights.strays(before, now).is_empty(), "it is there");
+        assert_eq!(flights.strays(after, now), [7]);
+        let flight = flights.get_mut(7).unwrap();
+        flight.sent = None;
+        flight.back_from = Some(before);
+        flight.not_before = now + Duration::from_millis(5);
+        assert!(flights.strays(before, now).is_empty());
+        assert_eq!(flights.strays(after, now), [7]);
+        assert_eq!(flights.strays(before, now + Duration::from_millis(5)), [7]);
     }
 }

@@ -108,6 +108,8 @@ pub(crate) struct Parts {
     pub network: Arc<dyn Network>,
     /// Incarnations of members as the table had them last, or as they were first seen where it does not know yet.
     pub seen: Mutex<BTreeMap<u64, u64>>,
+    /// When a leader was last heard, and which.
+    pub heard: Mutex<Option<Heard>>,
     applied: watch::Receiver<u64>,
     election: Duration,
     view: View,
@@ -120,6 +122,14 @@ pub(crate) struct Parts {
     /// The end of consensus is wanted.
     stopping: AtomicBool,
     on_removed: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// A leader's last sign of life.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heard {
+    pub term: u64,
+    pub leader: u64,
+    pub at: Instant,
 }
 
 /// Raft's state as requests want it: two loads, no lock.

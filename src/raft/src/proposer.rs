@@ -50,7 +50,7 @@ const BATCH_BYTES_MIN: usize = 4 << 10;
 const SEGMENT_POLL: Duration = Duration::from_millis(1);
 
 /// A batch that came back is sent again after this time, or at once when another leads.
-const RETRY: Duration = Duration::from_millis(20);
+const RETRY: Duration = Duration::from_millis(5);
 
 /// How often batches are looked for that nobody waits for any more.
 const GIVE_UP_EVERY: Duration = Duration::from_secs(1);
@@ -301,6 +301,7 @@ impl Proposer {
                 grows_store,
                 sent: None,
                 handed_over: 0,
+                back_from: None,
                 not_before: Instant::now(),
             };
             // While nobody led, those who asked may have gone.
@@ -392,6 +393,7 @@ impl Proposer {
                 return;
             }
             flight.sent = None;
+            flight.back_from = Some(from);
             flight.not_before = Instant::now() + RETRY;
         }
         self.wake.notify_one();
@@ -404,7 +406,7 @@ impl Proposer {
             let Some(flight) = flights.get_mut(sequence) else {
                 return;
             };
-            flight.sent = None;
+            flight.back_from = flight.sent.take().or(flight.back_from);
             flight.not_before = Instant::now() + RETRY;
             flight.handed_over == 0
         };

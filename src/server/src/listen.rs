@@ -235,6 +235,16 @@ impl Server {
         }
     }
 
+    /// Other ports under the same limits, which stop by themselves.
+    pub fn beside(&self) -> Self {
+        Self {
+            limits: self.limits.clone(),
+            half_open: Arc::clone(&self.half_open),
+            slots: Arc::clone(&self.slots),
+            stop: Stop::default(),
+        }
+    }
+
     /// Serves a bound port until shutdown. Needs a tokio runtime around it.
     pub fn serve<A: Api>(&self, binding: Binding, service: Service<A>) {
         if binding.serves_tls() && service.tls.is_none() {

@@ -202,9 +202,10 @@ fn start(
 
     let (key, gate) = Gate::closed();
     let ops = ops(config, &state, &registry);
+    let server = Server::new(listen_limits());
     let ports = Ports {
-        server: Server::new(listen_limits()),
-        peer_server: Server::new(listen_limits()),
+        peer_server: server.beside(),
+        server,
         rpc: Rpc::new(Arc::new(Services::new(state.clone())), rpc_metrics, rpc_limits(config)),
         http: ports::client_http(config, ops.clone(), message_bytes_max(config)),
         ops,
@@ -311,6 +312,8 @@ fn start(
         // Before the ports close: whoever is asked meanwhile knows the next leader, and what is under way ends there.
         runtime.block_on(member.node.hand_over(HAND_OVER_PATIENCE));
     }
+    // What clients have brought is answered by this member's own apply, so peers are served until consensus ends, with
+    // whose threads their connections go.
     runtime.block_on(ports.server.shutdown(DRAIN_PATIENCE));
     member.node.stop(CLOSE_BY.saturating_sub(asked.elapsed()));
     runtime.block_on(ports.peer_server.shutdown(Duration::ZERO));

@@ -1,48 +1,62 @@
 //! Watches who leads, starts and stops the lease clock, and notices the end of consensus.
+//!
+//! Consensus calls whoever won the last election its leader until another wins. A leader that nobody hears any more leads
+//! nobody: it is not known as one, here and as etcd has it, until it is heard again. The same goes for a leader that hears
+//! of no quorum.
 
-use super::Parts;
+use super::{Heard, Parts};
 use crate::leadership::Leadership;
 use crate::lessor::Known;
 use crate::proposer::ProposeError;
 use crate::types::{RaftHandle, TypeConfig, position};
-use openraft::async_runtime::WatchReceiver;
+use openraft::async_runtime::{Instant as _, WatchReceiver};
 use openraft::error::Fatal;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{error, info};
 
+/// A leader is lost after this much of an election timeout without a word, when the last of those that hear nothing of it
+/// would have begun to campaign.
+const LOST_PERCENT: u32 = 150;
+
 /// Runs until consensus ends. Unless that was wanted, everybody who waits hears of it, and the process should end.
-pub(super) async fn observe(parts: Arc<Parts>, on_fatal: Arc<dyn Fn(String) + Send + Sync>, election: Duration) {
+pub(super) async fn observe(parts: Arc<Parts>, on_fatal: Arc<dyn Fn(String) + Send + Sync>, heartbeat: Duration) {
     // Changes with roles, votes and membership only; `metrics` would wake this several times a batch.
     let mut metrics = parts.raft.server_metrics();
     let mut led_term = None;
+    let mut looks = interval(heartbeat);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let (term, leader, committed) = {
             let now = metrics.borrow_and_update();
             (now.vote.leader_id.term, now.current_leader, now.vote.committed)
         };
+        let leader = leader.filter(|leader| parts.is_there(term, *leader));
         parts.view.publish(term, leader);
         let leads = leader == Some(parts.identity.member) && committed;
         if leads && led_term != Some(term) {
             tokio::select! {
                 biased;
-                () = parts.take_over(term, election) => {
+                () = parts.take_over(term) => {
                     led_term = Some(term);
                     parts.leading.send_replace(true);
                 }
                 changed = metrics.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => break,
-                }
+                },
+                _ = looks.tick() => continue,
             }
         } else if !leads && led_term.take().is_some() {
             parts.lessor.follow();
             parts.leading.send_replace(false);
         }
-        if metrics.changed().await.is_err() {
-            break;
+        tokio::select! {
+            changed = metrics.changed() => if changed.is_err() { break },
+            _ = looks.tick() => {}
         }
     }
     let reason = ended(&parts.raft).await;
@@ -88,8 +102,35 @@ impl super::View {
 }
 
 impl Parts {
+    /// Notes a leader's sign of life.
+    pub(crate) fn heard(&self, term: u64, leader: u64) {
+        let at = Instant::now();
+        *self.heard.lock() = Some(Heard { term, leader, at });
+    }
+
+    /// Whether the leader of a term still leads somebody, as far as this member can tell.
+    fn is_there(&self, term: u64, leader: u64) -> bool {
+        let limit = self.election * LOST_PERCENT / 100;
+        if leader != self.identity.member {
+            let heard = *self.heard.lock();
+            return heard
+                .is_some_and(|heard| (heard.term, heard.leader) == (term, leader) && heard.at.elapsed() < limit);
+        }
+        let own = BTreeSet::from([self.identity.member]);
+        if self.voters() == own {
+            return true;
+        }
+        let data = self.raft.data_metrics();
+        let acked = data.borrow_watched().last_quorum_acked;
+        match acked {
+            Some(at) => at.elapsed() < limit,
+            // One that was only just elected has a quorum's votes, and no acknowledgement yet.
+            None => self.view.elected.lock().is_none_or(|at| at.elapsed() < limit),
+        }
+    }
+
     /// Starts the deadlines of all leases when everything from earlier terms is applied, so that none is missed.
-    async fn take_over(&self, term: u64, election: Duration) {
+    async fn take_over(&self, term: u64) {
         let data = self.raft.data_metrics();
         let last = data.borrow_watched().last_log;
         // A leader begins its term with a blank entry. Without one this is the vote of an earlier term, seen before the
@@ -110,7 +151,7 @@ impl Parts {
             };
             all.iter().map(known).collect()
         };
-        self.lessor.lead(term, election, known);
+        self.lessor.lead(term, self.election, known);
     }
 }
 

@@ -174,6 +174,7 @@ impl Node {
             lessor,
             network: network.clone(),
             seen: Mutex::default(),
+            heard: Mutex::default(),
             applied: applied.clone(),
             election,
             view: View::default(),
@@ -185,7 +186,7 @@ impl Node {
         });
         let led = parts.view.led.subscribe();
         let mut tasks = vec![
-            runtime::spawn(observe(parts.clone(), options.on_fatal, election)),
+            runtime::spawn(observe(parts.clone(), options.on_fatal, options.heartbeat)),
             runtime::spawn(proposer.run(proposer::Ways {
                 raft: raft.clone(),
                 network: network.clone(),
@@ -259,15 +260,16 @@ impl Parts {
 fn raft_config(options: &Options) -> Result<Config, StartError> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     // openraft's follower campaigns when neither the leader's lease nor a random time after it has been renewed. Together
-    // they are one to one and a half election timeouts, as etcd's clients and operators expect; a leader that has heard
-    // of no quorum for three quarters of one takes no more writes.
-    let lease = options.election * 3 / 4;
-    let least = millis(options.election / 4).max(millis(options.heartbeat) + 1);
+    // they are one to one and a quarter election timeouts, where etcd has one to two: nobody is deposed sooner, and writes
+    // go on before one and a half have passed, with up to one and a half heartbeats until somebody looks at the clock. A
+    // leader that has heard of no quorum for five eighths of one takes no more writes.
+    let lease = millis(options.election * 5 / 8);
+    let least = millis(options.election * 3 / 8).max(millis(options.heartbeat) + 1);
     let config = Config {
         cluster_name: "quorate".to_owned(),
         heartbeat_interval: millis(options.heartbeat),
         election_timeout_min: least,
-        election_timeout_max: millis(lease).max(least + 1),
+        election_timeout_max: lease.max(least + 1),
         // Entries go to the followers while they are being written here.
         broadcast_submitted_on_append: Some(true),
         // The backend commits by itself; "building" a snapshot only names its last commit, and when to do so is

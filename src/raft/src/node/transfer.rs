@@ -44,7 +44,11 @@ impl Node {
         }
         let given = timeout(limit, parts.give_to(&[target])).await;
         parts.proposer.hold(false);
-        given.map_err(|_| TransferError::Timeout)
+        // Another may have been elected because the target did not answer.
+        match given {
+            Ok(Some(leader)) if leader == target => Ok(()),
+            _ => Err(TransferError::Timeout),
+        }
     }
 
     /// Gives leadership to whoever can take it, within `limit`; true when this member does not lead any more. What clients
@@ -75,49 +79,52 @@ impl Parts {
         metrics.membership_config.voter_ids().collect()
     }
 
-    /// Tries the candidates, the furthest first, until this member does not lead any more.
-    pub(super) async fn give_to(&self, candidates: &[u64]) {
-        self.proposer.hold(true);
+    /// Tries the candidates, the furthest first, until this member does not lead any more; who does, if that is known.
+    ///
+    /// Only while a candidate is being tried nothing is handed to consensus: with nobody to try, work goes on.
+    pub(super) async fn give_to(&self, candidates: &[u64]) -> Option<u64> {
         let mut led = self.view.led.subscribe();
         let mut tried = BTreeSet::new();
         loop {
+            let connected = self.network.connected(Duration::ZERO);
             let best = candidates
                 .iter()
                 .copied()
-                .filter(|id| !tried.contains(id) && self.has_answered(*id, self.election))
+                .filter(|id| !tried.contains(id) && connected.contains(id) && self.has_answered(*id, self.election))
                 .max_by_key(|id| self.matched(*id));
             let Some(target) = best else {
                 // All were tried: once more, they may be reachable again.
                 tried.clear();
+                self.proposer.hold(false);
                 sleep(POLL).await;
                 if !self.leads() {
-                    return;
+                    return led.borrow().leader;
                 }
                 continue;
             };
             tried.insert(target);
+            self.proposer.hold(true);
             let begun = Instant::now();
             while self.last_log().is_some_and(|last| self.matched(target) < last) && begun.elapsed() < TARGET_PATIENCE {
                 sleep(POLL).await;
             }
             info!(target = format_args!("{target:x}"), "transferring leadership");
             if self.raft.trigger().transfer_leader(target).await.is_err() {
-                return;
+                return None;
             }
-            if timeout(TARGET_PATIENCE, led_elsewhere(&mut led, self.identity.member))
-                .await
-                .is_ok()
-            {
-                return;
+            if let Ok(leader) = timeout(TARGET_PATIENCE, led_elsewhere(&mut led, self.identity.member)).await {
+                return leader;
             }
         }
     }
 }
 
 /// Returns when another member is known to lead.
-async fn led_elsewhere(led: &mut Led, own: u64) {
+async fn led_elsewhere(led: &mut Led, own: u64) -> Option<u64> {
     let elsewhere = led.wait_for(|now| now.leader.is_some_and(|leader| leader != own));
-    if elsewhere.await.is_err() {
-        std::future::pending::<()>().await;
+    let leader = elsewhere.await.map(|now| now.leader);
+    match leader {
+        Ok(leader) => leader,
+        Err(_) => std::future::pending().await,
     }
 }

@@ -70,8 +70,7 @@ impl Service {
                 format!("member {from} has been removed from the cluster"),
             ));
         }
-        // Who is removed and not gone is leaving: raft needs it to let it go.
-        let is_known = is_removed || store.member(from).is_some() || own.known.contains(&hello.from);
+        let is_known = store.member(from).is_some() || own.known.contains(&hello.from);
         if hello.from == own.member || !is_known {
             return Err(refusal(
                 Reason::UnknownMember,
@@ -122,6 +121,8 @@ impl Service {
             Request::Append(append) => {
                 let request = message::get_append(append).map_err(|error| malformed(&error))?;
                 self.check_append(from, &request)?;
+                // Before consensus hears of it: whoever then hears that there is a leader finds it heard.
+                self.parts.heard(request.vote.leader_id.term, from.from);
                 let answer = raft.append_entries(request).await.map_err(ended)?;
                 Answer::Append(message::put_append_answer(&answer))
             }

@@ -60,6 +60,9 @@ impl LogLayer {
             return own && metadata.level() <= &tracing::Level::INFO;
         }
         let level = *metadata.level();
+        if level > tracing::Level::ERROR && self.telemetry.shared.level != Level::Debug && repeats(metadata.target()) {
+            return false;
+        }
         match (self.telemetry.shared.level, own) {
             (Level::Debug, true) => level <= tracing::Level::DEBUG,
             (Level::Info, true) | (Level::Debug, false) => level <= tracing::Level::INFO,
@@ -72,6 +75,17 @@ impl LogLayer {
 
 fn is_own(target: &str) -> bool {
     target.starts_with("quorate")
+}
+
+/// Where openraft warns of every attempt to reach a member, some twenty times a second while one is down. The link to it
+/// says so once, when it is lost.
+fn repeats(target: &str) -> bool {
+    const PLACES: [&str; 3] = [
+        "openraft::replication",
+        "openraft::core::heartbeat",
+        "openraft::engine::handler::replication_handler",
+    ];
+    PLACES.iter().any(|place| target.starts_with(place))
 }
 
 /// etcd names the component that speaks when it is not the server itself.

@@ -61,9 +61,8 @@ pub async fn move_leader(member: &Arc<Member>, message: Bytes) -> Result<RpcRepl
         .transfer(request.target_id, member.limits.request_timeout)
         .await
     {
-        Ok(()) => reply(&pb::MoveLeaderResponse {
-            header: Some(member.header_now()),
-        }),
+        // etcd gives no header here.
+        Ok(()) => reply(&pb::MoveLeaderResponse { header: None }),
         Err(TransferError::NotLeader) => Err(Error::NotLeader.into()),
         Err(TransferError::BadTarget) => Err(Error::BadLeaderTransferee.into()),
         Err(TransferError::Timeout) => Err(Error::TimeoutLeaderTransfer.into()),
