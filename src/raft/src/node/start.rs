@@ -263,7 +263,6 @@ fn raft_config(options: &Options) -> Result<Config, StartError> {
     // they are one to about one and two fifths of an election timeout, where etcd has one to two: nobody is deposed sooner,
     // and writes go on before one and a half have passed, with up to one and a half heartbeats until somebody looks at the
     // clock. A leader that has heard of no quorum for three quarters of one takes no more writes.
-    let lease = options.election * 3 / 4;
     let least = millis(options.election / 4).max(millis(options.heartbeat) + 1);
     let config = Config {
         cluster_name: "quorate".to_owned(),
