@@ -23,6 +23,7 @@ mod strangers;
 use std::time::Duration;
 
 use prost::Message;
+use quorate_api::proto::etcdserverpb::{MoveLeaderRequest, MoveLeaderResponse};
 use quorate_kit::background::wait_for;
 use quorate_kit::cluster::Options;
 use quorate_kit::{Cluster, Etcdctl, Node, Rpc};
@@ -108,6 +109,19 @@ where
 /// The members but one.
 fn others(cluster: &Cluster, one: usize) -> Vec<usize> {
     cluster.members().into_iter().filter(|member| *member != one).collect()
+}
+
+const MOVE_LEADER: &str = "/etcdserverpb.Maintenance/MoveLeader";
+
+fn move_leader(cluster: &Cluster, at: usize, target_id: u64) -> Result<MoveLeaderResponse, Status> {
+    ask(&cluster[at].rpc(), MOVE_LEADER, &MoveLeaderRequest { target_id })
+}
+
+/// Moves leadership from one member to another.
+fn move_to(cluster: &mut Cluster, leader: usize, target: usize) {
+    let target_id = cluster.member_id(target);
+    move_leader(cluster, leader, target_id).unwrap();
+    assert_eq!(cluster.wait_leader(), target);
 }
 
 fn millis(ms: u64) -> Duration {

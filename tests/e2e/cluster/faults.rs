@@ -3,13 +3,12 @@
 //! A round does one thing to the cluster, lets the load run on for a while, undoes it, and waits until all members agree
 //! again. `QUORATE_ROUNDS` sets how many there are, `QUORATE_SEED` replays what was printed.
 
-use quorate_kit::background::wait_for;
 use quorate_kit::{Cluster, Load};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use super::{members, millis, others};
+use super::{members, millis, move_to, others};
 use crate::mounts::Freezable;
 use crate::support::from_env;
 use crate::turn;
@@ -279,18 +278,4 @@ fn stuck_disk_leader_steps_down() {
     cluster.wait_equal();
     drop(cluster);
     drop(disk);
-}
-
-fn move_to(cluster: &mut Cluster, leader: usize, target: usize) {
-    let request = quorate_api::proto::etcdserverpb::MoveLeaderRequest {
-        target_id: cluster.member_id(target),
-    };
-    let rpc = cluster[leader].rpc();
-    wait_for(async move {
-        let path = "/etcdserverpb.Maintenance/MoveLeader";
-        rpc.unary::<quorate_api::proto::etcdserverpb::MoveLeaderResponse>(path, &request)
-            .await
-            .unwrap()
-    });
-    assert_eq!(cluster.wait_leader(), target);
 }

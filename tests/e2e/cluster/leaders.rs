@@ -4,22 +4,15 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use prost::Message;
-use quorate_api::proto::etcdserverpb::{MoveLeaderRequest, MoveLeaderResponse, PutRequest, PutResponse, RangeResponse};
+use quorate_api::proto::etcdserverpb::{PutRequest, PutResponse, RangeResponse};
 use quorate_kit::background::{handle, wait_for};
 use quorate_kit::{Cluster, Load, wait};
 use rustix::process::Signal;
 use tonic::{Code, Status};
 
-use super::{ask, members, millis, others};
+use super::{ask, members, millis, move_leader, others};
 use crate::support::{self, PUT, RANGE, binary, from_env, percentile, prefix};
 use crate::turn;
-
-const MOVE_LEADER: &str = "/etcdserverpb.Maintenance/MoveLeader";
-
-fn move_leader(cluster: &mut Cluster, at: usize, target_id: u64) -> Result<MoveLeaderResponse, Status> {
-    let rpc = cluster[at].rpc();
-    ask(&rpc, MOVE_LEADER, &MoveLeaderRequest { target_id })
-}
 
 /// SIGTERM, on a leader: 500 ms later another leads, exactly one term further on; the process is gone within 1.5 s; and
 /// so on until there is no quorum to spare.
@@ -214,22 +207,22 @@ fn move_leader_says_what_etcd_says() {
     let rest = others(&cluster, leader);
     let ids: Vec<u64> = (0..3).map(|member| cluster.member_id(member)).collect();
     let term = cluster.status(leader).unwrap().raft_term;
-    let refused = move_leader(&mut cluster, rest[0], ids[rest[1]]).unwrap_err();
+    let refused = move_leader(&cluster, rest[0], ids[rest[1]]).unwrap_err();
     assert_eq!(
         (refused.code(), refused.message()),
         (Code::FailedPrecondition, "etcdserver: not leader")
     );
-    let refused = move_leader(&mut cluster, leader, 7).unwrap_err();
+    let refused = move_leader(&cluster, leader, 7).unwrap_err();
     let bad = (Code::FailedPrecondition, "etcdserver: bad leader transferee");
     assert_eq!((refused.code(), refused.message()), bad);
-    move_leader(&mut cluster, leader, ids[leader]).unwrap();
+    move_leader(&cluster, leader, ids[leader]).unwrap();
     assert_eq!(cluster.status(leader).unwrap().raft_term, term, "it leads already");
-    move_leader(&mut cluster, leader, ids[rest[0]]).unwrap();
+    move_leader(&cluster, leader, ids[rest[0]]).unwrap();
     let status = cluster.status(leader).unwrap();
     assert_eq!((status.leader, status.raft_term), (ids[rest[0]], term + 1));
     // a target that is not there: etcd says so, and goes on
     cluster[rest[1]].kill();
-    let refused = move_leader(&mut cluster, rest[0], ids[rest[1]]).unwrap_err();
+    let refused = move_leader(&cluster, rest[0], ids[rest[1]]).unwrap_err();
     let late = "etcdserver: request timed out, leader transfer took too long";
     assert_eq!((refused.code(), refused.message()), (Code::Unknown, late));
     let rpc = cluster[rest[0]].rpc();
@@ -284,7 +277,7 @@ fn no_write_is_executed_twice() {
             cluster.links().heal_all();
             continue;
         }
-        let moved = move_leader(&mut cluster, leader, target);
+        let moved = move_leader(&cluster, leader, target);
         if change % 5 != 4 {
             moved.unwrap();
         }
@@ -352,7 +345,7 @@ fn a_planned_change_of_leader_is_hardly_noticed() {
             })
             .collect();
         std::thread::sleep(millis(80));
-        move_leader(&mut cluster, leader, target).unwrap();
+        move_leader(&cluster, leader, target).unwrap();
         for client in clients {
             worst.push(wait_for(async move { client.await.unwrap() }));
         }
