@@ -224,7 +224,11 @@ fn a_removed_member_ends_and_stays_removed() {
     let left = cluster.members();
     put(&cluster, left[0], "a", "1");
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
-    assert!(cluster[leader].log().contains("this member is removed and leads; handing over"));
+    assert!(
+        cluster[leader]
+            .log()
+            .contains("this member is removed and leads; handing over")
+    );
     assert_ends_removed(&mut cluster, leader);
     cluster.wait_leader();
     // Whether it knows or has to be told.
