@@ -3,7 +3,7 @@
 //! - [`ctl`]: Debian's etcdctl; [`crate_client`]: the `etcd-client` crate; [`http`]: the HTTP endpoints;
 //! - [`bootstrap`]: a place that a member can not have;
 //! - [`members`]: they come and go, as far as one process goes; [`metrics`]: what the page of `/metrics` counts;
-//! - [`cluster`]: clusters of several members, and how they change;
+//! - [`membership`]: clusters of several members, and how they change;
 //! - [`life`]: start, identity, signals, files; [`flags`]: what they change and how they are refused; [`data_dir`]: ones
 //!   that can't be used; [`handover`]: one process takes over from another; [`crash`]: kill -9 under load;
 //! - [`watch`]: what watchers are owed when compaction, starvation and the future get in the way;
@@ -14,7 +14,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bootstrap;
-mod cluster;
+mod membership;
 mod connections;
 mod crash;
 mod crate_client;
