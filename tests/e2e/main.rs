@@ -14,7 +14,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod bootstrap;
-mod membership;
 mod connections;
 mod crash;
 mod crate_client;
@@ -28,6 +27,7 @@ mod http;
 mod life;
 mod load;
 mod members;
+mod membership;
 mod metrics;
 mod mounts;
 mod support;

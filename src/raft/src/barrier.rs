@@ -11,6 +11,7 @@
 
 use crate::leadership::{Leadership, Led};
 use crate::peer::{Answer, Lane, Network, Request};
+use crate::runtime::watch;
 use crate::types::{RaftHandle, position};
 use openraft::ReadPolicy;
 use openraft::error::RaftError;
@@ -19,7 +20,7 @@ use quorate_api::proto::quorate::peer::ReadIndex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// etcd resends a read index request as often.
 const RETRY: Duration = Duration::from_millis(500);

@@ -1,6 +1,6 @@
 //! Who leads, as this member knows it.
 
-use tokio::sync::watch;
+use crate::runtime::watch;
 
 /// A leader and its term.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

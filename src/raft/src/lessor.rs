@@ -5,12 +5,20 @@
 //! member that does not lead keeps nothing.
 //!
 //! ```text
-//!   apply ── granted / revoked / remaining ──►┐
-//!   keepalive ── renew ──────────────────────►│ deadlines ── expired() ──► revoke, in slices
-//!   election won ── lead(term, extend) ──────►┘
+//!   apply ── granted / revoked / noted ──────►┐             ┌─ expired() ──────► revoke, in slices
+//!   keepalive ── renew ──────────────────────►│  deadlines ─┤
+//!   election won ── lead(term, extend) ──────►┘             └─ checkpoints() ──► what is left, into the log
 //! ```
 //!
-//! Invariant: a lease never ends before its deadline as last renewed; it may live a little longer.
+//! What long leases have left goes into the log now and then, so that the next leader can go on from there: a *remainder*.
+//!
+//! Invariants:
+//! * a lease never ends earlier than its TTL after a renewal that was answered, and without one not before its TTL is
+//!   over, whoever leads. What is noted in the log is never less than that: a renewal of a lease with a remainder is
+//!   answered when the log has taken the remainder back, and no sooner;
+//! * without renewals it ends. Each new leader adds to it the election timeout, its place in the queue where ends are
+//!   spread, and what has passed since its remainder was noted: the checkpoint period at most, or its TTL if that is
+//!   shorter. Nothing else does.
 //!
 //! Apply changes the store first and tells the lessor afterwards. Who asks the lessor about a lease asks the store too:
 //! between the two a lease may be known to one of them only.
@@ -18,6 +26,7 @@
 use parking_lot::Mutex;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A new leader with at least so many leases spreads their ends, as etcd does: deadlines that the old leader had apart
@@ -30,10 +39,21 @@ const SPREAD_PER_SEC: usize = 750;
 /// Entries that the queue may hold on top of two a lease before those that count for nothing are dropped.
 const QUEUE_SLACK: usize = 1024;
 
+/// A lease's remainder is noted when it was not renewed for so long, and every such period after that; etcd's period.
+/// Shorter leases cost nothing: starting anew with the next leader gives them no more than that. So do those that are
+/// renewed more often.
+pub const CHECKPOINT_PERIOD: Duration = Duration::from_secs(300);
+
 /// Monotonic time. The real one or, in tests, one that is moved by hand.
 pub trait Clock: Send + Sync + 'static {
     /// Time since a fixed point of this process.
     fn now(&self) -> Duration;
+}
+
+impl Clock for Arc<dyn Clock> {
+    fn now(&self) -> Duration {
+        (**self).now()
+    }
 }
 
 /// The system's monotonic clock.
@@ -57,8 +77,13 @@ impl Clock for Monotonic {
 /// What became of a keepalive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
-    /// Lives for its full TTL from now.
-    Renewed { ttl_secs: i64 },
+    /// Lives for its full TTL from now, if this member still leads in this term.
+    Renewed { ttl_secs: i64, term: u64 },
+    /// The same, but the log has less: propose, in this term, that its remainder is taken back, and renew again. Named
+    /// once, until that is applied or [`Lessor::unsettled`].
+    Reset { term: u64 },
+    /// The log may have less, and what it has is about to change: renew again after the next apply.
+    Settling,
     /// Has ended and waits for its revocation to be applied: wait for that, then say it is gone.
     Ending,
     /// There is no such lease.
@@ -89,9 +114,17 @@ pub struct Known {
     pub remaining_secs: Option<i64>,
 }
 
+/// What a lease has left, for the log. 0: its full TTL again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remainder {
+    pub id: i64,
+    pub remaining_secs: i64,
+}
+
 /// Deadlines of all leases, while this member leads.
 pub struct Lessor {
     clock: Box<dyn Clock>,
+    checkpoint_period: Duration,
     state: Mutex<Option<Leading>>,
 }
 
@@ -102,6 +135,8 @@ struct Leading {
     /// where it is: it is pushed back when it comes up. Others count for nothing and are dropped when they come up, or
     /// all together when there are too many.
     queue: BinaryHeap<Reverse<(Duration, i64)>>,
+    /// The same for remainders: long leases have one entry that counts, at [`Deadline::note_queued`].
+    notes: BinaryHeap<Reverse<(Duration, i64)>>,
 }
 
 struct Deadline {
@@ -110,12 +145,36 @@ struct Deadline {
     /// Where the lease stands in the queue: at or before `at`.
     queued: Duration,
     ending: bool,
+    log: InLog,
+    /// When its remainder is to be noted next; [`NEVER`].
+    note_at: Duration,
+    /// Where it stands among the notes: at or before `note_at`; [`NEVER`].
+    note_queued: Duration,
+}
+
+const NEVER: Duration = Duration::MAX;
+
+/// What the log has of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InLog {
+    /// Its TTL and no remainder.
+    Full,
+    /// A remainder or its taking back is on its way. Nothing else is proposed before it is applied, so that the order in
+    /// which the two come cannot be wrong.
+    Settling,
+    Remainder,
 }
 
 impl Lessor {
     pub fn new(clock: Box<dyn Clock>) -> Self {
+        Self::with_checkpoints(clock, CHECKPOINT_PERIOD)
+    }
+
+    /// Another period than [`CHECKPOINT_PERIOD`].
+    pub fn with_checkpoints(clock: Box<dyn Clock>, period: Duration) -> Self {
         Self {
             clock,
+            checkpoint_period: period,
             state: Mutex::new(None),
         }
     }
@@ -141,9 +200,11 @@ impl Lessor {
             term,
             leases: HashMap::with_capacity(ends.len()),
             queue: BinaryHeap::with_capacity(ends.len()),
+            notes: BinaryHeap::new(),
         };
         for (at, lease) in ends {
-            leading.insert(lease.id, lease.ttl_secs, at);
+            let log = lease.remaining_secs.map_or(InLog::Full, |_| InLog::Remainder);
+            leading.insert(lease.id, lease.ttl_secs, at, log, self.note_at(now, at, lease.ttl_secs));
         }
         *state = Some(leading);
     }
@@ -153,11 +214,17 @@ impl Lessor {
         *self.state.lock() = None;
     }
 
+    /// The term in which this member leads and keeps deadlines.
+    pub fn term(&self) -> Option<u64> {
+        self.state.lock().as_ref().map(|leading| leading.term)
+    }
+
     /// A grant was applied.
     pub fn granted(&self, id: i64, ttl_secs: i64) {
-        let now = self.clock.now();
         if let Some(leading) = self.state.lock().as_mut() {
-            leading.insert(id, ttl_secs, now.saturating_add(secs(ttl_secs)));
+            let now = self.clock.now();
+            let at = now.saturating_add(secs(ttl_secs));
+            leading.insert(id, ttl_secs, at, InLog::Full, self.note_at(now, at, ttl_secs));
         }
     }
 
@@ -169,35 +236,131 @@ impl Lessor {
         }
     }
 
+    /// A remainder that the leader of `term` proposed was applied.
+    pub fn noted(&self, term: u64, noted: Remainder) {
+        let mut state = self.state.lock();
+        let Some(leading) = state.as_mut().filter(|leading| leading.term == term) else {
+            return;
+        };
+        if let Some(lease) = leading.leases.get_mut(&noted.id) {
+            lease.log = match noted.remaining_secs {
+                ..=0 => InLog::Full,
+                _ => InLog::Remainder,
+            };
+        }
+    }
+
+    /// A remainder, or its taking back, got no outcome. It may have one yet, so the log may have less than the TTL.
+    pub fn unsettled(&self, term: u64, id: i64) {
+        let mut state = self.state.lock();
+        let Some(leading) = state.as_mut().filter(|leading| leading.term == term) else {
+            return;
+        };
+        if let Some(lease) = leading.leases.get_mut(&id) {
+            lease.log = InLog::Remainder;
+        }
+    }
+
     /// A client wants its lease to live on.
     pub fn renew(&self, id: i64) -> Renewal {
-        let now = self.clock.now();
         let mut state = self.state.lock();
         let Some(leading) = state.as_mut() else {
             return Renewal::NotLeader;
         };
-        match leading.leases.get_mut(&id) {
-            None => Renewal::Unknown,
-            Some(lease) if lease.ending || lease.at <= now => Renewal::Ending,
-            Some(lease) => {
-                let ttl_secs = lease.ttl_secs;
-                lease.at = now.saturating_add(secs(ttl_secs));
-                // Soon after an election even a full TTL can end before the deadline that the lease got there.
-                if lease.at < lease.queued {
-                    lease.queued = lease.at;
-                    leading.queue.push(Reverse((lease.at, id)));
-                    leading.tidy();
+        // Read with the lock held: a thread that was held up between the two would bring a deadline back in time.
+        let now = self.clock.now();
+        let term = leading.term;
+        let Some(lease) = leading.leases.get_mut(&id) else {
+            return Renewal::Unknown;
+        };
+        if lease.ending || lease.at <= now {
+            return Renewal::Ending;
+        }
+        let ttl_secs = lease.ttl_secs;
+        lease.at = now.saturating_add(secs(ttl_secs));
+        lease.note_at = self.note_at(now, lease.at, ttl_secs);
+        let renewal = match lease.log {
+            InLog::Full => Renewal::Renewed { ttl_secs, term },
+            InLog::Settling => Renewal::Settling,
+            InLog::Remainder => {
+                lease.log = InLog::Settling;
+                Renewal::Reset { term }
+            }
+        };
+        // Soon after an election even a full TTL can end before the deadline that the lease got there.
+        let (at, note_at) = (lease.at, lease.note_at);
+        let (sooner, note_sooner) = (at < lease.queued, note_at < lease.note_queued);
+        if sooner {
+            lease.queued = at;
+            leading.queue.push(Reverse((at, id)));
+        }
+        if note_sooner {
+            lease.note_queued = note_at;
+            leading.notes.push(Reverse((note_at, id)));
+        }
+        if sooner || note_sooner {
+            leading.tidy();
+        }
+        renewal
+    }
+
+    /// When the remainder of a lease is to be noted that was granted, renewed or noted now.
+    fn note_at(&self, now: Duration, at: Duration, ttl_secs: i64) -> Duration {
+        let next = now.saturating_add(self.checkpoint_period);
+        if secs(ttl_secs) > self.checkpoint_period && at > next {
+            next
+        } else {
+            NEVER
+        }
+    }
+
+    /// Up to `max` remainders that are to be noted now, with the term in which this member leads. Each is named once,
+    /// until it is applied or [`Lessor::unsettled`].
+    pub fn checkpoints(&self, max: usize) -> Option<(u64, Vec<Remainder>)> {
+        let mut state = self.state.lock();
+        let leading = state.as_mut()?;
+        let now = self.clock.now();
+        let mut due = Vec::new();
+        while due.len() < max {
+            match leading.notes.peek() {
+                Some(Reverse((at, _))) if *at <= now => {}
+                _ => break,
+            }
+            let Some(Reverse((queued, id))) = leading.notes.pop() else {
+                break;
+            };
+            let Some(lease) = leading.leases.get_mut(&id) else {
+                continue;
+            };
+            if lease.note_queued != queued {
+                continue;
+            }
+            if lease.note_at <= now {
+                lease.note_at = self.note_at(now, lease.at, lease.ttl_secs);
+                // Rounded up: never less than is left.
+                let left = lease.at.saturating_sub(now);
+                let remaining_secs =
+                    i64::try_from(left.as_secs()).unwrap_or(i64::MAX - 1) + i64::from(left.subsec_nanos() > 0);
+                // As much as the next leader would give it anyway, soon after an election.
+                let is_less = remaining_secs < lease.ttl_secs;
+                if is_less && remaining_secs > 0 && !lease.ending && lease.log != InLog::Settling {
+                    lease.log = InLog::Settling;
+                    due.push(Remainder { id, remaining_secs });
                 }
-                Renewal::Renewed { ttl_secs }
+            }
+            lease.note_queued = lease.note_at;
+            if lease.note_at != NEVER {
+                leading.notes.push(Reverse((lease.note_at, id)));
             }
         }
+        (!due.is_empty()).then_some((leading.term, due))
     }
 
     /// `None` when there is no such lease.
     pub fn time_to_live(&self, id: i64) -> Result<Option<TimeToLive>, NotLeading> {
-        let now = self.clock.now();
         let state = self.state.lock();
         let leading = state.as_ref().ok_or(NotLeading)?;
+        let now = self.clock.now();
         Ok(leading.leases.get(&id).map(|lease| TimeToLive {
             granted_secs: lease.ttl_secs,
             remaining_secs: i64::try_from(lease.at.saturating_sub(now).as_secs()).unwrap_or(i64::MAX),
@@ -216,12 +379,20 @@ impl Lessor {
         Some(all.into_iter().map(|(_, id)| id).collect())
     }
 
+    /// The term in which this member leads, when a lease may have ended.
+    pub fn is_due(&self) -> Option<u64> {
+        let state = self.state.lock();
+        let leading = state.as_ref()?;
+        let Reverse((at, _)) = leading.queue.peek()?;
+        (*at <= self.clock.now()).then_some(leading.term)
+    }
+
     /// Up to `max` leases that have ended, with the term in which this member led when it saw that. Each is named once,
     /// until [`Lessor::retry`].
     pub fn expired(&self, max: usize) -> Option<(u64, Vec<i64>)> {
-        let now = self.clock.now();
         let mut state = self.state.lock();
         let leading = state.as_mut()?;
+        let now = self.clock.now();
         let mut ended = Vec::new();
         while ended.len() < max {
             match leading.queue.peek() {
@@ -268,7 +439,7 @@ impl Deadline {
 }
 
 impl Leading {
-    fn insert(&mut self, id: i64, ttl_secs: i64, at: Duration) {
+    fn insert(&mut self, id: i64, ttl_secs: i64, at: Duration, log: InLog, note_at: Duration) {
         self.leases.insert(
             id,
             Deadline {
@@ -276,19 +447,29 @@ impl Leading {
                 at,
                 queued: at,
                 ending: false,
+                log,
+                note_at,
+                note_queued: note_at,
             },
         );
         self.queue.push(Reverse((at, id)));
+        if note_at != NEVER {
+            self.notes.push(Reverse((note_at, id)));
+        }
         self.tidy();
     }
 
     /// Leases that are granted and revoked long before their end must not leave memory behind until then.
     fn tidy(&mut self) {
-        if self.queue.len() <= 2 * self.leases.len() + QUEUE_SLACK {
-            return;
+        let enough = 2 * self.leases.len() + QUEUE_SLACK;
+        if self.queue.len() > enough {
+            let alive = self.leases.iter().filter(|(_, lease)| !lease.ending);
+            self.queue = alive.map(|(id, lease)| Reverse((lease.queued, *id))).collect();
         }
-        let alive = self.leases.iter().filter(|(_, lease)| !lease.ending);
-        self.queue = alive.map(|(id, lease)| Reverse((lease.queued, *id))).collect();
+        if self.notes.len() > enough {
+            let noted = self.leases.iter().filter(|(_, lease)| lease.note_queued != NEVER);
+            self.notes = noted.map(|(id, lease)| Reverse((lease.note_queued, *id))).collect();
+        }
     }
 }
 

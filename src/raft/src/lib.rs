@@ -16,6 +16,7 @@
 //! * `space` — which commands a full disk still takes;
 //! * [`barrier`] — the point in the log behind which a linearizable read may run;
 //! * [`lessor`] — the leader's clock over leases;
+//! * [`runtime`] — where tasks run;
 //! * [`observer`] — what is applied, as it is counted;
 //! * [`peer`] — what members say to each other;
 //! * [`leadership`] — who leads, as it is known here;
@@ -33,6 +34,7 @@ pub mod node;
 pub mod observer;
 pub mod peer;
 pub mod proposer;
+pub mod runtime;
 mod space;
 pub mod state_machine;
 pub mod types;

@@ -1,6 +1,8 @@
 //! openraft's log over [`quorate_wal`]. Votes, committed index and entries share one file sequence; a batch of
 //! appends costs one fdatasync.
 
+mod flushed;
+
 use crate::batch;
 use crate::types::{Entry, LogId, TypeConfig, Vote, log_id, position};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -9,7 +11,9 @@ use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::vote::leader_id_std::LeaderId;
 use openraft::{EntryPayload, OptionalSend, RaftLogReader};
+use parking_lot::Mutex;
 use quorate_wal::{LogPos, Wal};
+use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
@@ -18,6 +22,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+
+pub use flushed::Flushed;
 
 /// Entries are read back in pieces of about this many bytes, for apply after a restart as for slow followers, so that
 /// memory never follows the length of the log.
@@ -29,7 +35,42 @@ pub struct LogStore {
     wal: Wal,
     /// Payload bytes appended by this process.
     appended: Arc<AtomicU64>,
+    marks: Arc<Mutex<Marks>>,
     syncs: Arc<Syncs>,
+    flushed: Flushed,
+}
+
+/// Where in the log each so many bytes begin, as far as this process has appended them.
+#[derive(Default)]
+struct Marks {
+    /// Position and the bytes appended before it; both grow.
+    marks: VecDeque<(u64, u64)>,
+}
+
+/// Bytes between two marks.
+const MARK_BYTES: u64 = 1 << 20;
+
+/// Marks that are kept.
+const MARKS_MAX: usize = 4096;
+
+impl Marks {
+    fn note(&mut self, first: u64, before: u64) {
+        // What a leader before had here and was cut off does not count.
+        while self.marks.back().is_some_and(|(position, _)| *position >= first) {
+            self.marks.pop_back();
+        }
+        if self.marks.back().is_none_or(|(_, bytes)| before >= bytes + MARK_BYTES) {
+            self.marks.push_back((first, before));
+        }
+        if self.marks.len() > MARKS_MAX {
+            self.marks.pop_front();
+        }
+    }
+
+    fn behind(&self, bytes: u64) -> u64 {
+        let next = self.marks.partition_point(|(_, before)| *before <= bytes);
+        next.checked_sub(1).map_or(0, |at| self.marks[at].0)
+    }
 }
 
 /// Appends that are not on disk yet, and since when none of them came to be.
@@ -76,16 +117,33 @@ impl Syncs {
 
 impl LogStore {
     pub fn new(wal: Wal) -> Self {
+        // What was found when the log was opened was read from disk.
+        let (_, last) = wal.state();
         Self {
             wal,
             appended: Arc::default(),
+            marks: Arc::default(),
             syncs: Arc::default(),
+            flushed: Flushed::upto(last.map_or(0, |last| last.index)),
         }
+    }
+
+    /// Up to where the log is durable.
+    pub fn flushed(&self) -> Flushed {
+        self.flushed.clone()
     }
 
     /// Payload bytes appended by this process so far: with it, purging follows the size of the log.
     pub fn appended_bytes(&self) -> u64 {
         self.appended.load(Ordering::Relaxed)
+    }
+
+    /// A position with at least so many payload bytes behind it that this process appended; 0 when there are not as many.
+    pub fn with_bytes_behind(&self, bytes: u64) -> u64 {
+        match self.appended_bytes().checked_sub(bytes) {
+            Some(before) => self.marks.lock().behind(before),
+            None => 0,
+        }
     }
 
     /// For how long the disk has not made anything durable of what waits for it.
@@ -269,11 +327,20 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             })
             .collect();
         let bytes: usize = entries.iter().map(|entry| entry.payload.len()).sum();
-        self.appended.fetch_add(bytes as u64, Ordering::Relaxed);
+        let before = self.appended.fetch_add(bytes as u64, Ordering::Relaxed);
+        if let Some(first) = entries.first() {
+            self.marks.lock().note(first.pos.index, before);
+        }
         self.syncs.begin();
         let syncs = self.syncs.clone();
+        let flushed = self.flushed.clone();
+        let last = entries.last().map_or(0, |entry| entry.pos.index);
         let done = Box::new(move |result: Result<(), _>| {
             syncs.end();
+            match &result {
+                Ok(()) => flushed.appended(last),
+                Err(_) => flushed.failed(),
+            }
             callback.io_completed(result.map_err(other));
         });
         match reserved {
@@ -285,8 +352,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let (done, synced) = done();
-        self.wal.truncate_after(last_log_id.map(|id| position(id.index)), done);
-        wait(synced).await
+        let last = last_log_id.map(|id| position(id.index));
+        self.wal.truncate_after(last, done);
+        wait(synced).await?;
+        self.flushed.truncated(last.unwrap_or(0));
+        Ok(())
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
@@ -405,6 +475,21 @@ mod tests {
 
     fn indexes(range: Range<u64>, whole: bool) -> (Vec<u64>, bool) {
         (range.collect(), whole)
+    }
+
+    #[test]
+    fn bytes_behind_a_position_are_known_to_the_mark() {
+        let mut marks = Marks::default();
+        for position in 1..=100 {
+            marks.note(position, (position - 1) * (MARK_BYTES / 2));
+        }
+        assert_eq!(marks.behind(0), 1);
+        assert_eq!(marks.behind(MARK_BYTES * 10), 21);
+        assert_eq!(marks.behind(MARK_BYTES * 10 + 1), 21);
+        assert_eq!(marks.behind(u64::MAX), 99);
+        marks.note(50, MARK_BYTES * 60);
+        assert_eq!(marks.behind(u64::MAX), 50, "what was cut off is forgotten");
+        assert_eq!(Marks::default().behind(5), 0);
     }
 
     /// B41: entries that are to be applied must not be passed over because they were purged.

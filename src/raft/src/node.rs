@@ -7,12 +7,14 @@
 //! * [`membership`] — raft's voters follow the members table;
 //! * [`progress`] — how far others are;
 //! * [`transfer`] — leadership given away; [`disk`] — when the disk hangs;
-//! * [`leases`] — keepalive and time to live;
-//! * [`expiry`], [`purge`] — what the node does by itself;
+//! * [`leases`] — keepalive and time to live; [`lead`] — whether this member leads for certain;
+//! * [`expiry`], [`checkpoints`], [`purge`] — what the node does by itself;
 //! * [`stop`] — ends it, within a time.
 
+mod checkpoints;
 mod disk;
 mod expiry;
+mod lead;
 mod leases;
 mod membership;
 mod observe;
@@ -24,11 +26,12 @@ mod transfer;
 
 use crate::barrier::Barrier;
 use crate::leadership::{Leadership, Led};
-use crate::lessor::Lessor;
+use crate::lessor::{Clock, Lessor};
 use crate::observer::Observer;
 use crate::peer::Network;
 use crate::peer::service::Service;
 use crate::proposer::{ProposeError, Proposer};
+use crate::runtime::watch;
 use crate::types::{RaftHandle, position};
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
@@ -39,7 +42,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -75,11 +78,15 @@ pub struct Options {
     pub observer: Arc<dyn Observer>,
     /// How often the log is looked at for what can be purged.
     pub purge_interval: Duration,
+    /// What long leases have left goes into the log as often; [`CHECKPOINT_PERIOD`](crate::lessor::CHECKPOINT_PERIOD).
+    pub lease_checkpoint_period: Duration,
     /// Called once when consensus has ended for good. The process should end: it can acknowledge nothing more.
     pub on_fatal: Arc<dyn Fn(String) + Send + Sync>,
     /// Called once this member has been removed from the cluster, for good.
     pub on_removed: Arc<dyn Fn() + Send + Sync>,
     pub network: Arc<dyn Network>,
+    /// Leases end by it.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// Consensus, running. Shared by the server's parts. Dropped without a [`Node::stop`], it ends as in a crash.

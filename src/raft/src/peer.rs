@@ -9,11 +9,13 @@
 //! * [`Network`] — the seam: carries requests to peers and brings back answers;
 //! * [`message`] — openraft's types as messages, and back;
 //! * [`network`] — openraft's side that asks;
-//! * [`service`] — the side that is asked.
+//! * [`service`] — the side that is asked;
+//! * [`holds`] — what the log keeps for snapshots that are on their way.
 //!
 //! Invariants: nothing a peer says is trusted for length, count, position or term. A request without an answer may have
 //! been acted on.
 
+pub mod holds;
 pub mod message;
 pub mod network;
 pub mod service;

@@ -5,9 +5,11 @@
 
 use crate::barrier::Barrier;
 use crate::batch;
-use crate::lessor::{Lessor, Monotonic};
+use crate::lessor::{Lessor, Monotonic, Remainder};
+use crate::log_store::Flushed;
 use crate::observer::{Observer, Op};
 use crate::proposer::{Proposer, Whose};
+use crate::runtime::watch;
 use crate::space::LogSpace;
 use crate::types::{LogId, StoredMembership, TypeConfig, log_id, position};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -16,12 +18,13 @@ use openraft::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::storage::{Snapshot, SnapshotMeta};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use quorate_api::proto::quorate::LeaseRemainder;
 use quorate_store::command::{Command, Outcome, Reply};
 use quorate_store::{Applied, Applier, Error, Image, Received, Store, backend};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tracing::error;
 
 /// What a snapshot is made of, at either end of a transfer.
@@ -44,6 +47,8 @@ pub struct Listeners {
     pub applied: watch::Sender<u64>,
     /// The members table has changed.
     pub members_changed: Arc<Notify>,
+    /// Nothing is applied before it is durable in this member's log.
+    pub flushed: Flushed,
 }
 
 impl Listeners {
@@ -57,6 +62,7 @@ impl Listeners {
             observer: Arc::new(()),
             applied,
             members_changed: Arc::default(),
+            flushed: Flushed::upto(u64::MAX),
         };
         (listeners, heard)
     }
@@ -109,7 +115,7 @@ impl StateMachine {
         // Announced before it is answered: whoever hears an answer may ask what is applied.
         self.listeners.applied.send_replace(at.index);
         if ops.iter().any(|op| matches!(op, Op::Membership | Op::MemberPublish)) {
-            self.listeners.members_changed.notify_one();
+            self.listeners.members_changed.notify_waiters();
         }
         self.listeners.proposer.applied(origin, self.outcomes.drain(..));
         Ok(())
@@ -148,6 +154,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 index: position(entry.log_id.index),
                 term: entry.log_id.leader_id.term,
             };
+            self.listeners.flushed.wait(at.index).await?;
             match entry.payload {
                 EntryPayload::Normal(batch) => self.apply_batch(at, &batch)?,
                 EntryPayload::Membership(membership) => self.apply_membership(at, entry.log_id, membership)?,
@@ -192,7 +199,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let index = received.applied().index;
         self.applier.install(received).map_err(io::Error::other)?;
         self.listeners.applied.send_replace(index);
-        self.listeners.members_changed.notify_one();
+        self.listeners.members_changed.notify_waiters();
         self.listeners.proposer.jumped(|origin| self.store.has_passed(origin));
         Ok(())
     }
@@ -265,7 +272,7 @@ fn copy(store: &Store, image: &Image) -> io::Result<Received> {
 
 /// Syncs and long reads leave the threads that heartbeats run on.
 async fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    crate::runtime::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// What a command does to leases, remembered across its apply.
@@ -273,6 +280,7 @@ enum LeaseChange {
     None,
     Grant,
     Revoke { id: i64 },
+    Checkpoint { term: u64, remainders: Vec<Remainder> },
 }
 
 impl LeaseChange {
@@ -280,6 +288,16 @@ impl LeaseChange {
         match command {
             Command::LeaseGrant(_) => Self::Grant,
             Command::LeaseRevoke(revoke) => Self::Revoke { id: revoke.id },
+            Command::LeaseCheckpoint(checkpoint) => {
+                let remainder = |left: &LeaseRemainder| Remainder {
+                    id: left.id,
+                    remaining_secs: left.remaining_secs,
+                };
+                Self::Checkpoint {
+                    term: checkpoint.term,
+                    remainders: checkpoint.remainders.iter().map(remainder).collect(),
+                }
+            }
             _ => Self::None,
         }
     }
@@ -289,6 +307,10 @@ impl LeaseChange {
             (Self::Grant, Ok(Reply::LeaseGrant { id, ttl_secs })) => lessor.granted(*id, *ttl_secs),
             // A stale revocation ends as `Done` and changes nothing.
             (Self::Revoke { id }, Ok(Reply::LeaseRevoke)) => lessor.revoked(id),
+            // A stale one ends the same way; the lessor of its term is gone then, or will renew nothing any more.
+            (Self::Checkpoint { term, remainders }, Ok(_)) => {
+                remainders.into_iter().for_each(|noted| lessor.noted(term, noted));
+            }
             _ => {}
         }
     }

@@ -26,7 +26,7 @@ impl RaftTypeConfig for TypeConfig {
     type Vote = openraft::Vote<Self::LeaderId>;
     type Payload = openraft::EntryPayload<Batch, u64, EmptyNode>;
     type Entry = openraft::Entry<CommittedLeaderId<u64>, Self::Payload>;
-    type AsyncRuntime = openraft::TokioRuntime;
+    type AsyncRuntime = crate::runtime::Runtime;
     type Responder<T>
         = FnResponder<T>
     where

@@ -6,6 +6,7 @@ use openraft::StorageError;
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
 use quorate_raft::log_store::LogStore;
+use quorate_raft::runtime::watch;
 use quorate_raft::state_machine::{Listeners, SnapshotData, StateMachine, received_snapshot};
 use quorate_raft::types::{Entry, Membership, TypeConfig, log_id};
 use quorate_store::{Options, Store};
@@ -13,7 +14,6 @@ use quorate_wal::{RealDisk, Wal};
 use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
-use tokio::sync::watch;
 
 struct Builder;
 

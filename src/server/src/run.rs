@@ -204,6 +204,7 @@ fn start(
     let ops = ops(config, &state, &registry);
     let ports = Ports {
         server: Server::new(listen_limits()),
+        peer_server: Server::new(listen_limits()),
         rpc: Rpc::new(Arc::new(Services::new(state.clone())), rpc_metrics, rpc_limits(config)),
         http: ports::client_http(config, ops.clone(), message_bytes_max(config)),
         ops,
@@ -312,6 +313,7 @@ fn start(
     }
     runtime.block_on(ports.server.shutdown(DRAIN_PATIENCE));
     member.node.stop(CLOSE_BY.saturating_sub(asked.elapsed()));
+    runtime.block_on(ports.peer_server.shutdown(Duration::ZERO));
     member.hub.stop();
     Ok(ended)
 }

@@ -170,6 +170,13 @@ fn grant(id: i64) -> Command {
     Command::LeaseGrant(wire::LeaseGrant { id, ttl_secs: 60 })
 }
 
+fn checkpoint(term: u64, id: i64, remaining_secs: i64) -> Command {
+    Command::LeaseCheckpoint(wire::LeaseCheckpoint {
+        term,
+        remainders: vec![wire::LeaseRemainder { id, remaining_secs }],
+    })
+}
+
 fn revoke(id: i64, expired_in_term: u64) -> Command {
     Command::LeaseRevoke(wire::LeaseRevoke { id, expired_in_term })
 }
@@ -195,12 +202,7 @@ fn every_kind() -> Vec<Command> {
         compact(2),
         grant(3),
         revoke(3, 0),
-        Command::LeaseCheckpoint(pb::LeaseCheckpointRequest {
-            checkpoints: vec![pb::LeaseCheckpoint {
-                id: 3,
-                remaining_ttl: 9,
-            }],
-        }),
+        checkpoint(5, 3, 9),
         Command::ClusterInit(wire::ClusterInit {
             cluster_id: 1,
             members: vec![member],
@@ -380,7 +382,7 @@ fn apply_accepts_any_decodable_command() {
             ttl_secs: i64::MIN,
         }),
         revoke(0, 0),
-        Command::LeaseCheckpoint(pb::LeaseCheckpointRequest::default()),
+        Command::LeaseCheckpoint(wire::LeaseCheckpoint::default()),
         Command::MemberAdd(wire::MemberAdd::default()),
         Command::MemberUpdate(wire::MemberUpdate::default()),
         Command::MemberPromote(wire::MemberPromote::default()),
@@ -566,19 +568,13 @@ fn deposed_leader_revokes_nothing() {
 #[test]
 fn leases_come_back_with_keys_and_remainder() {
     let mut node = Node::new();
-    let checkpoint = Command::LeaseCheckpoint(pb::LeaseCheckpointRequest {
-        checkpoints: vec![pb::LeaseCheckpoint {
-            id: -4,
-            remaining_ttl: 17,
-        }],
-    });
     node.apply(vec![
         grant(-4),
         grant(2),
         leased("a", 2),
         leased("a", -4),
         leased("b", -4),
-        checkpoint,
+        checkpoint(5, -4, 17),
     ]);
     let before = node.store.leases();
     let node = node.restart();
@@ -586,6 +582,25 @@ fn leases_come_back_with_keys_and_remainder() {
     assert_eq!(node.store.lease(LeaseId(-4)).unwrap().remaining_secs, Some(17));
     assert_eq!(node.store.lease_keys(LeaseId(-4)), ["a", "b"]);
     assert!(node.store.lease_keys(LeaseId(2)).is_empty());
+}
+
+/// B30: what an earlier leader left comes too late when its entry is of another term: leases were renewed since.
+#[test]
+fn a_stale_checkpoint_shortens_nothing() {
+    let mut node = Node::new();
+    node.apply(vec![grant(1)]);
+    let left = |node: &Node| node.store.lease(LeaseId(1)).unwrap().remaining_secs;
+    for stale in [4, 6, 0] {
+        assert_eq!(node.one(checkpoint(stale, 1, 17)), Ok(Reply::Done));
+        assert_eq!(left(&node), None);
+    }
+    node.one(checkpoint(5, 1, 17)).unwrap();
+    node.one(checkpoint(4, 1, 0)).unwrap();
+    assert_eq!(left(&node), Some(17));
+    node.one(checkpoint(5, 1, 0)).unwrap();
+    assert_eq!(left(&node), None, "renewed");
+    node.one(checkpoint(5, 2, 17)).unwrap();
+    assert!(node.store.lease(LeaseId(2)).is_none(), "none comes to be by it");
 }
 
 /// B12: "compacted?" is decided by the order of entries, wherever physical removal stands.

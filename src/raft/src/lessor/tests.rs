@@ -1,4 +1,5 @@
 mod model;
+mod promise;
 
 use super::*;
 use std::sync::Arc;
@@ -64,7 +65,7 @@ fn renewal_gives_the_full_ttl_again() {
     lessor.granted(7, 5);
     for _ in 0..10 {
         clock.advance(4);
-        assert_eq!(lessor.renew(7), Renewal::Renewed { ttl_secs: 5 });
+        assert_eq!(lessor.renew(7), Renewal::Renewed { ttl_secs: 5, term: 3 });
         assert_eq!(lessor.expired(10), None);
     }
     clock.advance(5);
@@ -132,7 +133,13 @@ fn the_longest_ttl_does_not_overflow() {
     clock.advance(1 << 30);
     lessor.granted(1, i64::MAX);
     assert_eq!(lessor.expired(10), None);
-    assert_eq!(lessor.renew(1), Renewal::Renewed { ttl_secs: i64::MAX });
+    assert_eq!(
+        lessor.renew(1),
+        Renewal::Renewed {
+            ttl_secs: i64::MAX,
+            term: 3
+        }
+    );
 }
 
 /// Sessions that come and go leave nothing behind until the deadline they never see.
@@ -183,4 +190,142 @@ fn a_new_leader_spreads_the_ends_of_many_leases() {
     let (few, clock) = leading(&leases[..SPREAD_FROM - 1]);
     clock.advance(12);
     assert_eq!(few.expired(usize::MAX).unwrap().1.len(), SPREAD_FROM - 1);
+}
+
+const PERIOD: u64 = CHECKPOINT_PERIOD.as_secs();
+
+/// The third of the three has 1000 s, and was left with 900.
+fn with_long_ones() -> (Lessor, Manual) {
+    let known = |id, ttl_secs, remaining_secs| Known {
+        id,
+        ttl_secs,
+        remaining_secs,
+    };
+    leading(&[
+        known(1, PERIOD as i64, None),
+        known(2, 1000, None),
+        known(3, 1000, Some(900)),
+    ])
+}
+
+/// B30: what long leases have left is noted every period, rounded up; short ones and those that are renewed never.
+#[test]
+fn remainders_of_long_leases_are_noted() {
+    let (lessor, clock) = with_long_ones();
+    let left = |id, remaining_secs| Remainder { id, remaining_secs };
+    lessor.granted(4, 1000);
+    clock.advance_ms(1000 * PERIOD - 1);
+    assert_eq!(lessor.checkpoints(10), None);
+    assert_eq!(
+        lessor.renew(4),
+        Renewal::Renewed {
+            ttl_secs: 1000,
+            term: 3
+        }
+    );
+    clock.advance_ms(500);
+    // The election added a second to each, and what is left is rounded up.
+    assert_eq!(lessor.checkpoints(10), Some((3, vec![left(2, 701), left(3, 601)])));
+    assert_eq!(lessor.checkpoints(10), None, "each is named once");
+    lessor.noted(3, left(2, 701));
+    lessor.noted(3, left(3, 601));
+    clock.advance_ms(1000 * PERIOD - 1);
+    assert_eq!(lessor.checkpoints(10), Some((3, vec![left(4, 700)])));
+    lessor.noted(3, left(4, 700));
+    clock.advance_ms(1);
+    assert_eq!(lessor.checkpoints(1), Some((3, vec![left(2, 401)])), "in slices");
+    assert_eq!(lessor.checkpoints(1), Some((3, vec![left(3, 301)])));
+    [left(2, 401), left(3, 301)]
+        .into_iter()
+        .for_each(|left| lessor.noted(3, left));
+    clock.advance(PERIOD);
+    let ids = |noted: Option<(u64, Vec<Remainder>)>| noted.map(|(_, noted)| noted.iter().map(|left| left.id).collect());
+    assert_eq!(ids(lessor.checkpoints(10)), Some(vec![4, 2, 3]));
+    clock.advance(PERIOD);
+    assert_eq!(
+        ids(lessor.checkpoints(10)),
+        None,
+        "one is on its way, the others are over"
+    );
+}
+
+/// A renewal of a lease with a remainder counts when the log has taken that back, and not before. One that has none costs
+/// nothing.
+#[test]
+fn a_remainder_is_taken_back_before_a_renewal_counts() {
+    let (lessor, clock) = with_long_ones();
+    let left = |id, remaining_secs| Remainder { id, remaining_secs };
+    assert_eq!(
+        lessor.renew(2),
+        Renewal::Renewed {
+            ttl_secs: 1000,
+            term: 3
+        }
+    );
+    assert_eq!(lessor.renew(3), Renewal::Reset { term: 3 });
+    assert_eq!(lessor.renew(3), Renewal::Settling, "once is enough");
+    lessor.noted(2, left(3, 0));
+    assert_eq!(lessor.renew(3), Renewal::Settling, "of another term: it did nothing");
+    lessor.noted(3, left(3, 0));
+    assert_eq!(
+        lessor.renew(3),
+        Renewal::Renewed {
+            ttl_secs: 1000,
+            term: 3
+        }
+    );
+    clock.advance(PERIOD);
+    assert_eq!(lessor.checkpoints(10).unwrap().1.len(), 2);
+    assert_eq!(
+        lessor.renew(3),
+        Renewal::Settling,
+        "its order with a reset would be left to chance"
+    );
+    lessor.unsettled(3, 3);
+    assert_eq!(
+        lessor.renew(3),
+        Renewal::Reset { term: 3 },
+        "nobody knows what the log has"
+    );
+    lessor.unsettled(3, 3);
+    assert_eq!(lessor.renew(3), Renewal::Reset { term: 3 });
+}
+
+/// Also of remainders, revoked leases leave nothing behind.
+#[test]
+fn revoked_leases_leave_no_notes_behind() {
+    let (lessor, _) = leading(&[]);
+    for id in 0..20_000 {
+        lessor.granted(id, 1000);
+        lessor.revoked(id);
+        let queued = lessor.state.lock().as_ref().unwrap().notes.len();
+        assert!(queued <= QUEUE_SLACK + 2, "{queued} entries for no lease");
+    }
+}
+
+/// D12: no wall clock, whose jumps would end leases, is read where their time is kept.
+#[test]
+fn clock_faults_never_expire_early() {
+    let sources = [
+        ("lessor.rs", include_str!("../lessor.rs")),
+        ("node/lead.rs", include_str!("../node/lead.rs")),
+        ("node/leases.rs", include_str!("../node/leases.rs")),
+        ("node/expiry.rs", include_str!("../node/expiry.rs")),
+        ("node/checkpoints.rs", include_str!("../node/checkpoints.rs")),
+        ("node/observe.rs", include_str!("../node/observe.rs")),
+    ];
+    for (file, text) in sources {
+        for clock in ["SystemTime", "UNIX_EPOCH", "chrono"] {
+            assert!(!text.contains(clock), "{file} names {clock}");
+        }
+    }
+    // A freeze that the monotonic clock does not see makes leases live longer, one that it sees ends them when they are
+    // over and no sooner.
+    let (lessor, clock) = leading(&[]);
+    lessor.granted(7, 5);
+    assert_eq!((lessor.is_due(), lessor.expired(10)), (None, None));
+    clock.advance_ms(4999);
+    assert_eq!((lessor.is_due(), lessor.expired(10)), (None, None));
+    clock.advance(1 << 30);
+    assert_eq!((lessor.is_due(), lessor.expired(10)), (Some(3), Some((3, vec![7]))));
 }

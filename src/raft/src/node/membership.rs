@@ -24,6 +24,7 @@ use openraft::error::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, EmptyNode};
 use quorate_api::MemberId;
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -54,6 +55,9 @@ type Step = ChangeMembers<u64, EmptyNode>;
 pub(super) async fn run(parts: Arc<Parts>) {
     let mut leading = parts.leading.subscribe();
     loop {
+        // From before the look, so that no change falls between the two.
+        let mut changed = pin!(parts.members_changed.notified());
+        changed.as_mut().enable();
         parts.link();
         let leads = *leading.borrow_and_update();
         if leads && parts.follow_table().await {
@@ -62,8 +66,8 @@ pub(super) async fn run(parts: Arc<Parts>) {
         let pause = if leads { LOOK_EVERY } else { LOOK_EVERY_FOLLOWING };
         let looked = async {
             tokio::select! {
-                () = parts.members_changed.notified() => true,
-                changed = leading.changed() => changed.is_ok(),
+                () = changed => true,
+                led = leading.changed() => led.is_ok(),
             }
         };
         if let Ok(false) = timeout(pause, looked).await {

@@ -27,6 +27,7 @@ pub(super) async fn observe(parts: Arc<Parts>, on_fatal: Arc<dyn Fn(String) + Se
         let leads = leader == Some(parts.identity.member) && committed;
         if leads && led_term != Some(term) {
             tokio::select! {
+                biased;
                 () = parts.take_over(term, election) => {
                     led_term = Some(term);
                     parts.leading.send_replace(true);

@@ -2,6 +2,7 @@
 
 use super::Parts;
 use crate::log_store::LogStore;
+use crate::peer::holds::Holds;
 use crate::types::position;
 use openraft::error::Fatal;
 use std::sync::Arc;
@@ -12,6 +13,9 @@ use tracing::warn;
 /// Payload bytes after which the log is purged, however few entries they are.
 const BYTES: u64 = 64 << 20;
 
+/// Payload bytes that stay behind a purge at most, for followers that lag.
+const RESERVE_BYTES: u64 = 256 << 20;
+
 /// When to look, and what to leave.
 pub(super) struct Schedule {
     pub every: Duration,
@@ -19,6 +23,8 @@ pub(super) struct Schedule {
     pub entries: u64,
     /// Entries that stay behind a purge.
     pub reserve: u64,
+    /// What snapshots on their way to peers want kept.
+    pub holds: Holds,
 }
 
 pub(super) async fn run(parts: Arc<Parts>, log: LogStore, schedule: Schedule) {
@@ -26,6 +32,7 @@ pub(super) async fn run(parts: Arc<Parts>, log: LogStore, schedule: Schedule) {
         every,
         entries,
         reserve,
+        holds,
     } = schedule;
     let mut scan = interval(every);
     scan.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -38,9 +45,15 @@ pub(super) async fn run(parts: Arc<Parts>, log: LogStore, schedule: Schedule) {
         let large = log.appended_bytes() - purged_at > BYTES;
         // What is purged is room for what comes, also where the disk has none.
         let short_of_space = !parts.proposer.log_grows();
-        // The sole voter has no follower that could want the reserve.
-        let reserve = if parts.barrier.is_alone() { 0 } else { reserve };
-        let upto = parts.store.durable().last_but_one.index.saturating_sub(reserve);
+        let safe = parts.store.durable().last_but_one.index;
+        // The sole voter has no follower that could want the reserve. Entries may be large, and a reserve of them is to be
+        // no more than a peer would rather have as a snapshot.
+        let kept = safe
+            .saturating_sub(reserve)
+            .max(log.with_bytes_behind(RESERVE_BYTES).min(safe));
+        let wanted = if parts.barrier.is_alone() { safe } else { kept };
+        let held = holds.least().filter(|_| !short_of_space).unwrap_or(u64::MAX);
+        let upto = wanted.min(held);
         if upto <= purged || !(long || large || short_of_space) {
             continue;
         }

@@ -1,13 +1,15 @@
 //! Opens the parts of consensus in order and recovers.
 
 use super::observe::{ended, observe};
-use super::{Identity, Node, Options, Parts, View, disk, expiry, membership, purge};
+use super::{Identity, Node, Options, Parts, View, checkpoints, disk, expiry, membership, purge};
 use crate::barrier::{self, Barrier};
-use crate::lessor::{Lessor, Monotonic};
+use crate::lessor::{CHECKPOINT_PERIOD, Lessor, Monotonic};
 use crate::log_store::LogStore;
 use crate::peer::NoPeers;
+use crate::peer::holds::Holds;
 use crate::peer::network::Peers;
 use crate::proposer::{self, Proposer, Whose};
+use crate::runtime::{self, watch};
 use crate::space::LogSpace;
 use crate::state_machine::{Listeners, StateMachine};
 use openraft::async_runtime::WatchReceiver;
@@ -20,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 /// Threads for openraft, apply and the peers.
 const THREADS: usize = 2;
@@ -92,9 +94,11 @@ impl Options {
             catchup_entries: 5_000,
             observer: Arc::new(()),
             purge_interval: Duration::from_secs(1),
+            lease_checkpoint_period: CHECKPOINT_PERIOD,
             on_fatal: Arc::new(|_| {}),
             on_removed: Arc::new(|| {}),
             network: Arc::new(NoPeers),
+            clock: Arc::new(Monotonic::default()),
         }
     }
 }
@@ -136,9 +140,12 @@ impl Node {
         };
         let proposer = Arc::new(Proposer::new(whose, LogSpace::of(wal.clone())));
         let barrier = Arc::new(Barrier::default());
-        let lessor = Arc::new(Lessor::new(Box::new(Monotonic::default())));
+        let checkpoint_period = options.lease_checkpoint_period;
+        let clock = Box::new(options.clock.clone());
+        let lessor = Arc::new(Lessor::with_checkpoints(clock, checkpoint_period));
         let members_changed = Arc::new(Notify::new());
         let (applied_tx, applied) = watch::channel(applier.applied().map_or(0, |applied| applied.index));
+        let log = LogStore::new(wal.clone());
         let listeners = Listeners {
             proposer: proposer.clone(),
             lessor: lessor.clone(),
@@ -146,11 +153,16 @@ impl Node {
             observer: options.observer.clone(),
             applied: applied_tx,
             members_changed: members_changed.clone(),
+            flushed: log.flushed(),
         };
         let machine = StateMachine::new(applier, store.clone(), listeners);
-        let log = LogStore::new(wal.clone());
         let network = options.network.clone();
-        let raft = Raft::new(member, config, Peers(network.clone()), log.clone(), machine)
+        let holds = Holds::default();
+        let peers = Peers {
+            network: network.clone(),
+            holds: holds.clone(),
+        };
+        let raft = Raft::new(member, config, peers, log.clone(), machine)
             .await
             .map_err(StartError::raft)?;
         let parts = Arc::new(Parts {
@@ -174,13 +186,13 @@ impl Node {
         });
         let led = parts.view.led.subscribe();
         let mut tasks = vec![
-            tokio::spawn(observe(parts.clone(), options.on_fatal, election)),
-            tokio::spawn(proposer.run(proposer::Ways {
+            runtime::spawn(observe(parts.clone(), options.on_fatal, election)),
+            runtime::spawn(proposer.run(proposer::Ways {
                 raft: raft.clone(),
                 network: network.clone(),
                 led: led.clone(),
             })),
-            tokio::spawn(barrier.run(
+            runtime::spawn(barrier.run(
                 barrier::Ways {
                     member,
                     raft,
@@ -191,16 +203,18 @@ impl Node {
             )),
         ];
         parts.found_or_recover(founders).await?;
-        tasks.push(tokio::spawn(expiry::run(parts.clone())));
-        tasks.push(tokio::spawn(membership::run(parts.clone())));
-        tasks.push(tokio::spawn(parts.clone().watch_removal()));
-        tasks.push(tokio::spawn(disk::run(parts.clone(), log.clone(), options.heartbeat)));
+        tasks.push(runtime::spawn(expiry::run(parts.clone())));
+        tasks.push(runtime::spawn(checkpoints::run(parts.clone(), checkpoint_period)));
+        tasks.push(runtime::spawn(membership::run(parts.clone())));
+        tasks.push(runtime::spawn(parts.clone().watch_removal()));
+        tasks.push(runtime::spawn(disk::run(parts.clone(), log.clone(), options.heartbeat)));
         let schedule = purge::Schedule {
             every: options.purge_interval,
             entries: options.snapshot_count,
             reserve: options.catchup_entries,
+            holds,
         };
-        tasks.push(tokio::spawn(purge::run(parts.clone(), log, schedule)));
+        tasks.push(runtime::spawn(purge::run(parts.clone(), log, schedule)));
         Ok(Arc::new(Self {
             threads: Mutex::default(),
             tasks: Mutex::new(tasks),
@@ -227,6 +241,7 @@ impl Parts {
         }
         let mut leading = self.leading.subscribe();
         tokio::select! {
+            biased;
             // Its sender is `self`.
             _ = leading.wait_for(|leading| *leading) => {}
             reason = ended(&self.raft) => return Err(StartError::raft(reason)),

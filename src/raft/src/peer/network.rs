@@ -1,9 +1,10 @@
 //! openraft's side that asks: its network traits over [`Network`].
 
+use super::holds::Holds;
 use super::message::{self, Malformed};
 use super::{Answer, Lane, Network, PeerError, Reason, Reply, Request};
 use crate::state_machine::SnapshotData;
-use crate::types::{TypeConfig, Vote};
+use crate::types::{TypeConfig, Vote, position};
 use futures_util::{Stream, StreamExt};
 use openraft::alias::SnapshotOf;
 use openraft::base::{BoxFuture, BoxStream};
@@ -25,11 +26,15 @@ const PIPELINE: usize = 16;
 const BACKOFF: Duration = Duration::from_millis(50);
 
 /// Makes clients for peers. All of them share the links.
-pub struct Peers(pub Arc<dyn Network>);
+pub struct Peers {
+    pub network: Arc<dyn Network>,
+    pub holds: Holds,
+}
 
 /// One peer.
 pub struct Peer {
     network: Arc<dyn Network>,
+    holds: Holds,
     target: u64,
     /// For appends. Within a replication stream an empty one, which tells of a commit, follows entries that it must not
     /// overtake: the follower would miss what comes before it.
@@ -41,7 +46,8 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
 
     async fn new_client(&mut self, target: u64, _node: &EmptyNode) -> Peer {
         Peer {
-            network: self.0.clone(),
+            network: self.network.clone(),
+            holds: self.holds.clone(),
             target,
             lane: Lane::Log,
         }
@@ -49,7 +55,8 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
 
     async fn new_heartbeat_client(&mut self, target: u64, _node: &EmptyNode) -> Peer {
         Peer {
-            network: self.0.clone(),
+            network: self.network.clone(),
+            holds: self.holds.clone(),
             target,
             lane: Lane::Control,
         }
@@ -193,6 +200,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let _hold = self
+            .holds
+            .hold(snapshot.meta.last_log_id.map_or(0, |id| position(id.index)));
         let transfer = self.network.snapshot(self.target, vote, snapshot);
         tokio::select! {
             biased;

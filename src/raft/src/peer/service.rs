@@ -5,6 +5,7 @@ use super::{Answer, PROTOCOL, Reason, Request};
 use crate::node::Parts;
 use crate::state_machine::received_snapshot;
 use crate::types::{TypeConfig, Vote, position};
+use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
 use quorate_api::proto::quorate::peer::{self as pb, forward_answer::Fate, in_sync_answer, lease_answer};
 use quorate_api::{ClusterId, MemberId};
@@ -162,7 +163,7 @@ impl Service {
                 Answer::ReadIndex(pb::ReadIndexAnswer { index })
             }
             Request::LeaseRenew(ask) => {
-                let renewed = self.parts.renew_here(ask.id).await;
+                let renewed = self.parts.asked(ask, |parts, id| parts.renew_here(id)).await;
                 let state = |renewed: Option<i64>| match renewed {
                     Some(ttl_secs) => pb::LeaseAnswer {
                         state: lease_answer::State::Alive as i32,
@@ -174,7 +175,7 @@ impl Service {
                 Answer::Lease(renewed.map(state).unwrap_or_default())
             }
             Request::LeaseTimeToLive(ask) => {
-                let left = self.parts.time_to_live_here(ask.id).await;
+                let left = self.parts.asked(ask, |parts, id| parts.time_to_live_here(id)).await;
                 let state = |left: Option<crate::lessor::TimeToLive>| match left {
                     Some(left) => pb::LeaseAnswer {
                         state: lease_answer::State::Alive as i32,
@@ -202,6 +203,11 @@ impl Service {
         let (Some(first), Some(committed)) = (request.entries.first(), self.parts.wal.committed()) else {
             return Ok(());
         };
+        // A leader that does not know yet that it is none any more: what it has beyond the committed entries may be
+        // anything, and consensus tells it so.
+        if request.vote < self.parts.raft.server_metrics().borrow_watched().vote {
+            return Ok(());
+        }
         let known = position(first.log_id.index)..committed.index.saturating_add(1);
         if known.is_empty() {
             return Ok(());

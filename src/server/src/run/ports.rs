@@ -42,6 +42,8 @@ fn bind(config: &Config, wanted: impl Fn(&Url) -> bool) -> Result<Bound, BindErr
 /// What stands behind the ports.
 pub(super) struct Ports {
     pub server: Server,
+    /// Of the peer ports, which outlast the others: what clients still wait for comes through them.
+    pub peer_server: Server,
     pub ops: Ops,
     pub rpc: Arc<Rpc<Services>>,
     pub tls: Option<Arc<ServerTls>>,
@@ -61,7 +63,7 @@ impl Ports {
         for binding in peers {
             let http = HttpService::peer(self.ops.clone());
             let service = Service::peer(self.peers.clone(), http, self.peer_tls.clone());
-            self.server.serve(binding, service);
+            self.peer_server.serve(binding, service);
         }
         drop(entered);
         for binding in probes {

@@ -13,6 +13,7 @@ use crate::state::{Roster, State};
 use anyhow::{Context, anyhow};
 use quorate_api::proto::etcdserverpb as pb;
 use quorate_raft::Node;
+use quorate_raft::lessor::Monotonic;
 use quorate_raft::node::Threads;
 use quorate_raft::peer::Reason;
 use quorate_store::event::EventBatch;
@@ -108,9 +109,11 @@ impl Starting {
             catchup_entries: config.snapshot_catchup_entries,
             observer: self.applied,
             purge_interval: PURGE_INTERVAL,
+            lease_checkpoint_period: quorate_raft::lessor::CHECKPOINT_PERIOD,
             on_fatal: self.on_fatal,
             on_removed: self.on_removed,
             network: Arc::new(network),
+            clock: Arc::new(Monotonic::default()),
         };
         let node = Node::start(self.threads, options, wal, store.clone(), applier)
             .with_context(|| format!("recover from the data in {}", config.data_dir.display()))?;

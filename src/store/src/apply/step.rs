@@ -7,6 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::RwLockWriteGuard;
 use quorate_api::proto::etcdserverpb::{self as pb, AlarmType};
 use quorate_api::proto::mvccpb::KeyValue;
+use quorate_api::proto::quorate as wire;
 use quorate_api::{Error as Answer, KeyRange, MemberId, Revision};
 
 use super::APPLY_SLICE_KEYS;
@@ -194,9 +195,11 @@ impl<'s> Step<'s> {
                 Ok(Reply::LeaseGrant { id, ttl_secs })
             }
             Command::LeaseRevoke(revoke) => self.revoke(revoke.id, revoke.expired_in_term),
-            Command::LeaseCheckpoint(request) => {
-                for pb::LeaseCheckpoint { id, remaining_ttl } in request.checkpoints {
-                    self.tables.leases.checkpoint(id, remaining_ttl, &mut self.system);
+            Command::LeaseCheckpoint(checkpoint) => {
+                if checkpoint.term == self.term {
+                    for wire::LeaseRemainder { id, remaining_secs } in checkpoint.remainders {
+                        self.tables.leases.checkpoint(id, remaining_secs, &mut self.system);
+                    }
                 }
                 Ok(Reply::Done)
             }

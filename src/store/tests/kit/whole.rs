@@ -145,10 +145,12 @@ impl Feed {
                 id: 1 + rng.below(8) as i64,
                 expired_in_term: 0,
             }),
-            3 => Command::LeaseCheckpoint(pb::LeaseCheckpointRequest {
-                checkpoints: vec![pb::LeaseCheckpoint {
+            3 => Command::LeaseCheckpoint(wire::LeaseCheckpoint {
+                // of this term, mostly
+                term: 1 + (self.index + 1) / 50 - rng.below(4) / 3,
+                remainders: vec![wire::LeaseRemainder {
                     id: 1 + rng.below(8) as i64,
-                    remaining_ttl: 9,
+                    remaining_secs: 9,
                 }],
             }),
             4 => {

@@ -234,9 +234,10 @@ fn command() -> impl Strategy<Value = Command> {
     let grant = (0..4i64, 1..100i64).prop_map(|(id, ttl_secs)| Command::LeaseGrant(wire::LeaseGrant { id, ttl_secs }));
     let revoke = (1..4i64, 0..4u64)
         .prop_map(|(id, expired_in_term)| Command::LeaseRevoke(wire::LeaseRevoke { id, expired_in_term }));
-    let checkpoint = (1..4i64, 0..50i64).prop_map(|(id, remaining_ttl)| {
-        Command::LeaseCheckpoint(pb::LeaseCheckpointRequest {
-            checkpoints: vec![pb::LeaseCheckpoint { id, remaining_ttl }],
+    let checkpoint = (1..4i64, 0..50i64, 1..4u64).prop_map(|(id, remaining_secs, term)| {
+        Command::LeaseCheckpoint(wire::LeaseCheckpoint {
+            term,
+            remainders: vec![wire::LeaseRemainder { id, remaining_secs }],
         })
     });
     // Mostly cleared, or nothing else would ever run.
@@ -254,7 +255,7 @@ fn command() -> impl Strategy<Value = Command> {
         4 => (0..40i64).prop_map(|revision| Command::Compact(pb::CompactionRequest { revision, physical: false })),
         8 => grant,
         5 => revoke,
-        2 => checkpoint,
+        4 => checkpoint,
         4 => membership_command(),
         3 => alarm,
     ]

@@ -210,10 +210,11 @@ impl Naive {
                 keys.into_iter().for_each(|key| self.remove(key));
                 Ok(Reply::LeaseRevoke)
             }
-            LeaseCheckpoint(request) => {
-                for checkpoint in request.checkpoints {
-                    if let Some(lease) = self.leases.get_mut(&checkpoint.id) {
-                        lease.1 = checkpoint.remaining_ttl.max(0);
+            LeaseCheckpoint(checkpoint) => {
+                let remainders = checkpoint.remainders.into_iter();
+                for left in remainders.filter(|_| checkpoint.term == term) {
+                    if let Some(lease) = self.leases.get_mut(&left.id) {
+                        lease.1 = left.remaining_secs.max(0);
                     }
                 }
                 Ok(Reply::Done)

@@ -147,6 +147,7 @@ async fn in_time<T>(member: &Member, asked: impl Future<Output = Result<T, Lease
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(LeaseError::NotLeader)) => Err(Error::NoLeader.into()),
         Ok(Err(LeaseError::Stopped)) => Err(Error::Stopped.into()),
+        Err(_) if member.node.leader().is_none() => Err(Error::NoLeader.into()),
         Err(_) => Err(Error::Timeout.into()),
     }
 }

@@ -1,0 +1,73 @@
+//! What kind of world a seed makes: how many of everything, and which faults there are. Each world has some of them, so
+//! that none hides behind the others.
+
+use crate::dice::Dice;
+
+#[derive(Debug)]
+pub struct Plan {
+    pub members: u64,
+    pub clients: usize,
+    pub keys: u64,
+    /// Between two requests of a client, at most.
+    pub think_ms: u64,
+    pub trouble_ms: u64,
+    pub snapshot_count: u64,
+    pub catchup_entries: u64,
+    /// Of a hundred.
+    pub duplicates: u64,
+    pub snapshots_cut: u64,
+    /// Between two faults, at most.
+    pub rest_ms: u64,
+    pub faults: Faults,
+}
+
+#[derive(Debug)]
+pub struct Faults {
+    pub pauses: bool,
+    pub kills: bool,
+    pub power: bool,
+    pub blackouts: bool,
+    pub cuts: bool,
+    pub one_way: bool,
+    pub resets: bool,
+    pub slow_links: bool,
+    pub slow_disks: bool,
+    pub hangs: bool,
+}
+
+impl Plan {
+    pub fn new(dice: &Dice) -> Self {
+        let members = match dice.below(20) {
+            0 => 1,
+            1 => 2,
+            2..4 => 4,
+            4..7 => 5,
+            _ => 3,
+        };
+        let some = |percent| dice.chance(percent);
+        Self {
+            members,
+            clients: 2 + dice.below(4) as usize,
+            keys: 1 + dice.below(4),
+            think_ms: 5 << dice.below(5),
+            trouble_ms: 3000 + dice.below(5000),
+            snapshot_count: 10 + dice.below(60),
+            catchup_entries: dice.below(20),
+            duplicates: if some(50) { 30 } else { 0 },
+            snapshots_cut: if some(50) { 40 } else { 0 },
+            rest_ms: 100 << dice.below(4),
+            faults: Faults {
+                pauses: some(50),
+                kills: some(50),
+                power: some(60),
+                blackouts: some(30),
+                cuts: some(60),
+                one_way: some(50),
+                resets: some(50),
+                slow_links: some(30),
+                slow_disks: some(30),
+                hangs: some(30),
+            },
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! One world: its members, who uses it, what goes wrong, and what must hold at the end.
+
+use crate::clients::{Asked, Client};
+use crate::dice::Dice;
+use crate::faults;
+use crate::machine::{Crash, ELECTION, Ending, Life, Machine, QUICK, Surroundings};
+use crate::net::Net;
+use crate::plan::Plan;
+use crate::tap::Tap;
+use crate::trace::Trace;
+use parking_lot::Mutex;
+use quorate_api::proto::etcdserverpb::PutRequest;
+use quorate_kit::check::{self, History};
+use quorate_raft::Node;
+use quorate_store::command::Command;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+/// After everything is healed, a write through any member is done within so many election timeouts.
+const PROGRESS_ELECTIONS: u32 = 16;
+
+pub struct World {
+    pub plan: Plan,
+    pub around: Arc<Surroundings>,
+    pub machines: Mutex<BTreeMap<u64, Machine>>,
+    pub clients: Dice,
+    pub faults: Dice,
+    pub history: Mutex<History>,
+    pub seen: Mutex<Vec<Seen>>,
+    over: AtomicBool,
+}
+
+/// An answer's revision, at the member that gave it.
+pub struct Seen {
+    pub member: u64,
+    pub boot: u64,
+    pub called: u64,
+    pub returned: u64,
+    pub revision: i64,
+}
+
+/// How a world went.
+#[derive(Default)]
+pub struct Report {
+    pub seed: u64,
+    pub failure: Option<String>,
+    pub last: Vec<String>,
+    pub hash: u64,
+    pub done: usize,
+    pub unknown: usize,
+    pub revisions: i64,
+    pub terms: usize,
+    pub snapshots: u64,
+}
+
+thread_local! {
+    static PANICKED: RefCell<Option<String>> = const { RefCell::new(None) };
+    static QUIET: RefCell<bool> = const { RefCell::new(false) };
+}
+
+/// A task that panics is silent to all but who waits for it. In a world that is a failure.
+fn hear_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if QUIET.with_borrow(|quiet| *quiet) {
+                PANICKED.with_borrow_mut(|panicked| _ = panicked.get_or_insert(info.to_string()));
+            } else {
+                before(info);
+            }
+        }));
+    });
+}
+
+/// Lives through the world of a seed.
+pub fn run(seed: u64, print: bool) -> Report {
+    hear_panics();
+    PANICKED.set(None);
+    QUIET.set(true);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let mut report = runtime.block_on(async {
+        // From here on the time stands at whole milliseconds of the runtime's own.
+        sleep(Duration::from_millis(1)).await;
+        World::new(seed, print).live().await
+    });
+    drop(runtime);
+    QUIET.set(false);
+    report.seed = seed;
+    if let Some(panicked) = PANICKED.take() {
+        report.failure = Some(format!("panicked: {panicked}"));
+    }
+    report
+}
+
+impl World {
+    fn new(seed: u64, print: bool) -> Arc<Self> {
+        let root = Dice::new(seed);
+        let plan = Plan::new(&root);
+        let trace = Arc::new(Trace::new(print));
+        trace.note(format_args!("{plan:?}"));
+        let net = Net::new(
+            Dice::new(root.seed()),
+            trace.clone(),
+            plan.duplicates,
+            plan.snapshots_cut,
+        );
+        let around = Arc::new(Surroundings {
+            net,
+            tap: Arc::new(Tap::new(trace.clone())),
+            trace,
+            dice: Dice::new(root.seed()),
+            leaders: Mutex::default(),
+            ending: Notify::new(),
+            snapshot_count: plan.snapshot_count,
+            catchup_entries: plan.catchup_entries,
+        });
+        let founders: BTreeSet<u64> = (1..=plan.members).collect();
+        let machine = |id: &u64| {
+            let machine = Machine::new(*id, around.dice.seed() | 1, founders.clone(), founders.clone());
+            (*id, machine)
+        };
+        Arc::new(Self {
+            machines: Mutex::new(founders.iter().map(machine).collect()),
+            plan,
+            clients: Dice::new(root.seed()),
+            faults: Dice::new(root.seed()),
+            around,
+            history: Mutex::default(),
+            seen: Mutex::default(),
+            over: AtomicBool::new(false),
+        })
+    }
+
+    async fn live(self: Arc<Self>) -> Report {
+        let ended = tokio::spawn(self.clone().bury());
+        let founders: Vec<u64> = self.machines.lock().keys().copied().collect();
+        for id in founders {
+            let world = self.clone();
+            let late = self.faults.millis(0..200);
+            tokio::spawn(async move {
+                sleep(late).await;
+                world.start(id);
+            });
+        }
+        sleep(Duration::from_millis(800)).await;
+        let mut users: Vec<JoinHandle<()>> = Vec::new();
+        for number in 0..self.plan.clients {
+            users.push(tokio::spawn(Client::new(number, self.clone()).run()));
+        }
+        let trouble = tokio::spawn(faults::run(self.clone()));
+        sleep(Duration::from_millis(self.plan.trouble_ms)).await;
+        trouble.abort();
+        self.heal();
+        let verdict = self.end(users).await;
+        if let Err(what) = verdict {
+            self.around.trace.fail(what);
+        }
+        ended.abort();
+        self.report()
+    }
+
+    fn report(&self) -> Report {
+        let machines = &mut *self.machines.lock();
+        for machine in machines.values_mut() {
+            machine.crash(&self.around, Crash::Kill);
+        }
+        let trace = &self.around.trace;
+        let history = self.history.lock();
+        let unknown = |op: &&check::Op| op.outcome == check::Outcome::Unknown;
+        let unknown = history.ops.iter().filter(unknown).count();
+        Report {
+            failure: trace.failure(),
+            last: trace.last(),
+            hash: trace.hash(),
+            done: history.ops.len() - unknown,
+            unknown,
+            revisions: self.around.tap.newest(),
+            terms: self.around.leaders.lock().len(),
+            snapshots: self.around.net.snapshots(),
+            ..Report::default()
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    pub fn serving(&self, member: u64) -> Option<(Arc<Life>, Arc<Node>)> {
+        self.machines.lock().get(&member)?.serving()
+    }
+
+    pub fn some_member(&self) -> u64 {
+        let ids: Vec<u64> = self.machines.lock().keys().copied().collect();
+        self.clients.pick(&ids).copied().unwrap_or(1)
+    }
+
+    pub fn start(&self, member: u64) {
+        let mut machines = self.machines.lock();
+        if let Some(machine) = machines.get_mut(&member)
+            && machine.life.is_none()
+            && !machine.gone
+        {
+            machine.start(&self.around);
+        }
+    }
+
+    pub fn crash(&self, member: u64, how: Crash) {
+        if let Some(machine) = self.machines.lock().get_mut(&member) {
+            machine.crash(&self.around, how);
+        }
+    }
+
+    /// Ends processes that want to end.
+    async fn bury(self: Arc<Self>) {
+        loop {
+            self.around.ending.notified().await;
+            for machine in self.machines.lock().values_mut() {
+                let Some(ending) = machine.life.as_ref().and_then(|life| life.ending.lock().clone()) else {
+                    continue;
+                };
+                let expected = match &ending {
+                    Ending::Fatal(_) => machine.failing,
+                    Ending::Removed => machine.gone,
+                    Ending::Refused(_) => machine.wiped,
+                };
+                if !expected {
+                    self.around.trace.fail(format_args!("{} ended: {ending:?}", machine.id));
+                }
+                let how = if machine.failing { Crash::Power } else { Crash::Kill };
+                machine.gone |= !machine.failing;
+                machine.crash(&self.around, how);
+            }
+        }
+    }
+
+    /// Nothing is wrong any more, and everybody who may runs.
+    fn heal(&self) {
+        self.around.trace.note("all is well again");
+        self.around.net.heal();
+        let mut machines = self.machines.lock();
+        for machine in machines.values_mut() {
+            machine.pace.send_replace(QUICK);
+            if let Some(life) = &machine.life {
+                life.process.go_on();
+            }
+            if machine.life.is_none() && !machine.gone {
+                machine.start(&self.around);
+            }
+        }
+    }
+
+    /// Those that are members, and have all that they should have.
+    pub fn whole(&self) -> Vec<u64> {
+        let machines = self.machines.lock();
+        let whole = machines.values().filter(|machine| !machine.gone && !machine.wiped);
+        whole.map(|machine| machine.id).collect()
+    }
+
+    async fn end(self: &Arc<Self>, users: Vec<JoinHandle<()>>) -> Result<(), String> {
+        self.progress().await?;
+        self.over.store(true, Ordering::Relaxed);
+        for user in users {
+            user.await.map_err(|error| error.to_string())?;
+        }
+        self.settle().await?;
+        self.judge()
+    }
+
+    /// Every member takes a write.
+    async fn progress(self: &Arc<Self>) -> Result<(), String> {
+        let healed = Instant::now();
+        for member in self.whole() {
+            loop {
+                let put = Command::Put(PutRequest {
+                    key: format!("progress/{member}").into(),
+                    ..Default::default()
+                });
+                if let Asked::Done(Ok(_)) = self.command(member, ELECTION * PROGRESS_ELECTIONS, put).await {
+                    break;
+                }
+                if healed.elapsed() > ELECTION * PROGRESS_ELECTIONS {
+                    return Err(format!(
+                        "no write through {member} within {:?} of healing",
+                        healed.elapsed()
+                    ));
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// All members come to the same state.
+    async fn settle(self: &Arc<Self>) -> Result<(), String> {
+        let begun = Instant::now();
+        loop {
+            let pictures = self.pictures();
+            let same = pictures.windows(2).all(|two| two[0].1 == two[1].1);
+            if same && pictures.len() == self.whole().len() {
+                return Ok(());
+            }
+            if begun.elapsed() > ELECTION * PROGRESS_ELECTIONS {
+                return Err(format!("members differ for good: {pictures:#?}"));
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What each shows.
+    fn pictures(&self) -> Vec<(u64, String)> {
+        let picture = |member: &u64| {
+            let (_, node) = self.serving(*member)?;
+            let store = node.store();
+            let hash = store.hash_kv(0).ok()?;
+            let leases = store.leases();
+            let attached: Vec<_> = leases.iter().map(|lease| store.lease_keys(lease.id)).collect();
+            let members = store.members();
+            Some((*member, format!("{hash:?} {leases:?} {attached:?} {members:?}")))
+        };
+        self.whole().iter().filter_map(picture).collect()
+    }
+
+    fn judge(&self) -> Result<(), String> {
+        let truth = self.around.tap.truth().map_err(|error| error.to_string())?;
+        let history = self.history.lock();
+        check::all(&history, Some(&truth), &[]).map_err(|error| error.to_string())?;
+        never_back(&mut self.seen.lock())
+    }
+}
+
+/// What a member said is never followed there by something older, from start to end of its process.
+fn never_back(seen: &mut Vec<Seen>) -> Result<(), String> {
+    seen.sort_by_key(|seen| (seen.member, seen.boot, seen.returned));
+    for life in seen.chunk_by(|a, b| (a.member, a.boot) == (b.member, b.boot)) {
+        let mut newest = Vec::with_capacity(life.len());
+        let mut so_far = 0;
+        for one in life {
+            so_far = so_far.max(one.revision);
+            newest.push(so_far);
+        }
+        for one in life {
+            let before = life.partition_point(|other| other.returned < one.called);
+            if let Some(before) = before.checked_sub(1)
+                && newest[before] > one.revision
+            {
+                return Err(format!(
+                    "{} answered with revision {} and later with {}",
+                    one.member, newest[before], one.revision
+                ));
+            }
+        }
+    }
+    Ok(())
+}
