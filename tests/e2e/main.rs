@@ -3,7 +3,7 @@
 //! - [`ctl`]: Debian's etcdctl; [`crate_client`]: the `etcd-client` crate; [`http`]: the HTTP endpoints;
 //! - [`bootstrap`]: a place that a member can not have;
 //! - [`members`]: they come and go, as far as one process goes; [`metrics`]: what the page of `/metrics` counts;
-//! - [`cluster`]: clusters of several members, and how they change;
+//! - [`membership`]: clusters of several members, and how they change;
 //! - [`life`]: start, identity, signals, files; [`flags`]: what they change and how they are refused; [`data_dir`]: ones
 //!   that can't be used; [`handover`]: one process takes over from another; [`crash`]: kill -9 under load;
 //! - [`leases`]: three members, of which one is killed or stands still;
@@ -16,7 +16,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod bootstrap;
-mod cluster;
 mod connections;
 mod crash;
 mod crate_client;
@@ -31,6 +30,7 @@ mod leases;
 mod life;
 mod load;
 mod members;
+mod membership;
 mod metrics;
 mod mounts;
 mod support;

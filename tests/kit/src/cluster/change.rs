@@ -86,6 +86,11 @@ impl Cluster {
         self.removed.insert(member);
     }
 
+    /// It has been removed by other means than [`Self::remove`].
+    pub fn forget(&mut self, member: usize) {
+        self.removed.insert(member);
+    }
+
     /// By which the cluster knows it, also before it has started.
     pub fn member_id(&mut self, member: usize) -> u64 {
         let url = self[member].config.advertised_peer_url();
