@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use quorate_api::proto::etcdserverpb::{self as pb, watch_request::RequestUnion};
+use quorate_kit::background::wait_for;
 use quorate_kit::http::get as http_get;
 use quorate_kit::rpc::{Bidi, Rpc};
-use quorate_kit::{Node, wait};
+use quorate_kit::{Cluster, Node, wait};
 
-use crate::support::{COMPACT, PUT, RANGE, TXN, WATCH, get, prefix, put, start_with};
+use crate::support::{COMPACT, PUT, RANGE, TXN, WATCH, binary, get, prefix, put, start_with};
+use crate::turn;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -136,7 +138,6 @@ const AT_REST: &[(&str, &[&str])] = &[
         "they count faults, and there are none",
         &[
             "etcd_server_health_failures",
-            "etcd_server_heartbeat_send_failures_total",
             "etcd_server_proposals_failed_total",
             "etcd_server_read_indexes_failed_total",
             "etcd_server_slow_read_indexes_total",
@@ -149,8 +150,14 @@ const AT_REST: &[(&str, &[&str])] = &[
         &["etcd_server_leader_changes_seen_total"],
     ),
     (
-        "one member alone has no learner that could have caught up",
-        &["etcd_server_learner_promote_successes"],
+        "one member alone has no peers: nobody's heartbeats, no snapshots, no learner that could have caught up",
+        &[
+            "etcd_disk_backend_snapshot_duration_seconds",
+            "etcd_server_heartbeat_send_failures_total",
+            "etcd_server_learner_promote_successes",
+            "etcd_server_snapshot_apply_in_progress_total",
+            "etcd_snap_db_save_total_duration_seconds",
+        ],
     ),
     (
         "what they show is over before anybody looks",
@@ -163,7 +170,7 @@ const AT_REST: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "their parts are not there yet: absent.rs",
+        "their parts are not there: absent.rs",
         &[
             "etcd_debugging_auth_revision",
             "etcd_debugging_disk_backend_commit_rebalance_duration_seconds",
@@ -175,7 +182,6 @@ const AT_REST: &[(&str, &[&str])] = &[
             "etcd_debugging_store_watch_requests_total",
             "etcd_debugging_store_watchers",
             "etcd_disk_backend_defrag_duration_seconds",
-            "etcd_disk_backend_snapshot_duration_seconds",
             "etcd_disk_defrag_inflight",
             "etcd_grpc_proxy_cache_hits_total",
             "etcd_grpc_proxy_cache_keys_total",
@@ -183,9 +189,7 @@ const AT_REST: &[(&str, &[&str])] = &[
             "etcd_grpc_proxy_events_coalescing_total",
             "etcd_grpc_proxy_watchers_coalescing_total",
             "etcd_mvcc_hash_duration_seconds",
-            "etcd_server_snapshot_apply_in_progress_total",
             "etcd_snap_db_fsync_duration_seconds",
-            "etcd_snap_db_save_total_duration_seconds",
             "etcd_snap_fsync_duration_seconds",
         ],
     ),
@@ -384,4 +388,196 @@ async fn operations_are_counted_where_they_are_applied() {
         .unwrap();
     let _: pb::RangeResponse = rpc.unary(RANGE, &prefix("a")).await.unwrap();
     assert_eq!(counted(), [4, 6, 2, 1]);
+}
+
+/// What a member's page says of its peers.
+struct Views {
+    ids: Vec<String>,
+}
+
+impl Views {
+    /// The same family for each of `others`, on the page of `member`.
+    fn of(&self, cluster: &Cluster, member: usize, family: &str, label: &str, others: &[usize]) -> Vec<f64> {
+        let line = |other: &usize| match label {
+            "Remote" => format!(
+                "{family}{{Local=\"{}\",Remote=\"{}\"}}",
+                self.ids[member], self.ids[*other]
+            ),
+            _ => format!("{family}{{{label}=\"{}\"}}", self.ids[*other]),
+        };
+        others
+            .iter()
+            .map(|other| value(&cluster[member], &line(other)))
+            .collect()
+    }
+
+    fn one(&self, cluster: &Cluster, member: usize, family: &str, label: &str, other: usize) -> f64 {
+        self.of(cluster, member, family, label, &[other])[0]
+    }
+}
+
+fn others(members: &[usize], member: usize) -> Vec<usize> {
+    members.iter().copied().filter(|other| *other != member).collect()
+}
+
+fn sum(cluster: &Cluster, members: &[usize], family: &str) -> f64 {
+    members.iter().map(|member| value(&cluster[*member], family)).sum()
+}
+
+const ACTIVE: &str = "etcd_network_active_peers";
+const LOST: &str = "etcd_network_disconnected_peers_total";
+const ROUND_TRIPS: &str = "etcd_network_peer_round_trip_time_seconds_count";
+const SENT: &str = "etcd_network_peer_sent_bytes_total";
+const RECEIVED: &str = "etcd_network_peer_received_bytes_total";
+const SEND_FAILURES: &str = "etcd_network_peer_sent_failures_total";
+
+/// What dashboards draw of peers, snapshots and leadership, while members come and go.
+#[test]
+fn what_peers_do_to_each_other_is_counted() {
+    let _turn = turn::shared();
+    let mut cluster = Cluster::of(&binary())
+        .members(3)
+        .flag("--strict-reconfig-check=false")
+        .flag("--snapshot-count=10")
+        .flag("--snapshot-catchup-entries=5")
+        .start();
+    let leader = cluster.wait_leader();
+    let all = cluster.members();
+    let mut views = Views {
+        ids: all
+            .iter()
+            .map(|member| format!("{:x}", cluster.member_id(*member)))
+            .collect(),
+    };
+
+    // Pings alone move all of this, in both directions and between followers, too.
+    let traffic = |cluster: &Cluster| -> Vec<f64> {
+        let of = |member: &usize| {
+            let families = [(ROUND_TRIPS, "To"), (SENT, "To"), (RECEIVED, "From")];
+            let peers = others(&all, *member);
+            families.map(|(family, label)| views.of(cluster, *member, family, label, &peers))
+        };
+        all.iter().flat_map(of).flatten().collect()
+    };
+    let before = traffic(&cluster);
+    assert_eq!(before.len(), 18);
+    wait::until("every peer to be heard of by every other", SOON, || {
+        let now = traffic(&cluster);
+        before.iter().zip(now).all(|(before, now)| now > *before).then_some(())
+    });
+    for member in &all {
+        let peers = others(&all, *member);
+        assert_eq!(views.of(&cluster, *member, ACTIVE, "Remote", &peers), [1.0, 1.0]);
+        assert_eq!(
+            views.of(&cluster, *member, "etcd_network_known_peers", "Remote", &all),
+            [1.0; 3]
+        );
+        assert_eq!(value(&cluster[*member], "etcd_server_has_leader"), 1.0);
+        let leads = value(&cluster[*member], "etcd_server_is_leader");
+        assert_eq!(leads, f64::from(u8::from(*member == leader)));
+    }
+
+    // A follower goes and comes back.
+    let follower = others(&all, leader)[0];
+    let lost = |cluster: &Cluster, member| views.one(cluster, member, LOST, "Remote", follower);
+    let before: Vec<f64> = all.iter().map(|member| lost(&cluster, *member)).collect();
+    cluster[follower].kill();
+    wait::until("a killed follower to be missed", SOON, || {
+        let missed = others(&all, follower).into_iter().all(|member| {
+            let lost = lost(&cluster, member) > before[member];
+            lost && views.one(&cluster, member, ACTIVE, "Remote", follower) == 0.0
+        });
+        let failed = views.one(&cluster, leader, SEND_FAILURES, "To", follower) > 0.0;
+        (missed && failed).then_some(())
+    });
+    cluster[follower].restart();
+    wait::until("it to be back", SOON, || {
+        let back = |member: usize| views.one(&cluster, member, ACTIVE, "Remote", follower) == 1.0;
+        others(&all, follower).into_iter().all(back).then_some(())
+    });
+
+    let learner = learner(&mut cluster, &mut views);
+
+    // The leader goes and comes back.
+    let leader = cluster.wait_leader();
+    let left = others(&all, leader);
+    let changes = |cluster: &Cluster| {
+        let of = |member: &usize| value(&cluster[*member], "etcd_server_leader_changes_seen_total");
+        left.iter().map(of).collect::<Vec<_>>()
+    };
+    let before = changes(&cluster);
+    cluster[leader].kill();
+    cluster.wait_leader();
+    wait::until("the next leader to be known", SOON, || {
+        let seen = before.iter().zip(changes(&cluster)).all(|(before, now)| now > *before);
+        let leaders = sum(&cluster, &left, "etcd_server_is_leader");
+        (seen && leaders == 1.0).then_some(())
+    });
+    cluster[leader].restart();
+
+    // The learner gets a vote, and goes.
+    cluster.promote(learner);
+    wait::until("the learner to have a vote", SOON, || {
+        (value(&cluster[learner], "etcd_server_is_learner") == 0.0).then_some(())
+    });
+    let four = cluster.members();
+    assert_eq!(sum(&cluster, &four, "etcd_server_learner_promote_successes"), 1.0);
+    cluster.remove(learner);
+    wait::until("it to be gone", SOON, || {
+        let gone = |member: &usize| {
+            let known = views.one(&cluster, *member, "etcd_network_known_peers", "Remote", learner);
+            known == 0.0 && views.one(&cluster, *member, ACTIVE, "Remote", learner) == 0.0
+        };
+        all.iter().all(gone).then_some(())
+    });
+}
+
+/// A learner comes when the log has no beginning any more.
+fn learner(cluster: &mut Cluster, views: &mut Views) -> usize {
+    let all = cluster.members();
+    let leader = cluster.wait_leader();
+    let first = cluster[leader]
+        .config
+        .data_dir()
+        .join("member/wal/0000000000000001.wal");
+    wait::until("the log to be purged", Duration::from_secs(30), || {
+        let client = cluster.client_of(&[leader]);
+        wait_for(async move { client.put("a", vec![b'v'; 1 << 20]).await }).unwrap();
+        (!first.exists()).then_some(())
+    });
+
+    let learner = cluster.add_learner();
+    let id = cluster.member_id(learner);
+    views.ids.push(format!("{id:x}"));
+    cluster[learner].restart();
+    wait::until("the learner to be where the others are", SOON, || {
+        let sent = |what: &str| -> f64 {
+            let family = format!("etcd_network_snapshot_send_{what}");
+            let by = |member: &usize| views.one(cluster, *member, &family, "To", learner);
+            all.iter().map(by).sum()
+        };
+        let received = |what: &str| -> f64 {
+            let family = format!("etcd_network_snapshot_receive_{what}");
+            views.of(cluster, learner, &family, "From", &all).iter().sum()
+        };
+        let through = sent("success") >= 1.0 && received("success") >= 1.0;
+        let timed = [
+            sent("total_duration_seconds_count"),
+            received("total_duration_seconds_count"),
+        ];
+        let over = [sent("inflights_total"), received("inflights_total")] == [0.0; 2];
+        let work = [
+            sum(cluster, &all, "etcd_disk_backend_snapshot_duration_seconds_count"),
+            value(&cluster[learner], "etcd_snap_db_save_total_duration_seconds_count"),
+        ];
+        let moved = timed.into_iter().chain(work).all(|count| count >= 1.0);
+        (through && over && moved).then_some(())
+    });
+    assert_eq!(
+        value(&cluster[learner], "etcd_server_snapshot_apply_in_progress_total"),
+        0.0
+    );
+    assert_eq!(value(&cluster[learner], "etcd_server_is_learner"), 1.0);
+    assert_eq!(sum(cluster, &all, "etcd_server_is_learner"), 0.0);
+    learner
 }

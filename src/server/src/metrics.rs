@@ -5,10 +5,11 @@
 //! * [`counts`] — what requests did and took;
 //! * [`applied`] — what apply did;
 //! * [`timed`] — histograms by kind and success;
+//! * [`peers`] — links to other members, their traffic, snapshots and heartbeats;
 //! * [`log`] — lines of the log that reached nobody;
 //! * [`live`] — what is read from the member when somebody asks;
-//! * [`absent`] — families that dashboards expect of parts that this version does not have: they stand at zero, which is
-//!   how often those parts have run.
+//! * [`absent`] — families that dashboards expect of parts that are not here: they stand at zero, which is how often
+//!   those parts have run.
 
 pub mod absent;
 pub mod applied;
@@ -16,5 +17,6 @@ pub mod counts;
 pub mod disk;
 pub mod live;
 pub mod log;
+pub mod peers;
 pub mod rpc;
 pub mod timed;

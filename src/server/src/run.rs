@@ -176,9 +176,10 @@ fn start(
     // Consensus and its links have threads of their own, so that heartbeats never starve behind requests.
     let threads = Threads::start()?;
     let peer_runtime = threads.handle().cloned().unwrap_or_else(|| runtime.handle().clone());
-    let peers = PeerPort::default();
 
     let registry = Arc::new(Registry::new());
+    let peer_metrics = Arc::new(metrics::peers::Peers::new(&registry, config.heartbeat_interval)?);
+    let peers = PeerPort::new(peer_metrics.clone());
     let disk_metrics = Arc::new(metrics::disk::Disk::new(&registry, on_fatal.clone())?);
     let rpc_metrics = Arc::new(metrics::rpc::Rpc::new(
         &registry,
@@ -234,6 +235,7 @@ fn start(
             disk: disk_metrics,
             counts,
             applied,
+            peer_metrics,
             dialer,
             threads,
             peer_runtime,

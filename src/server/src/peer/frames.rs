@@ -54,6 +54,8 @@ pub fn frame(message: &impl Message) -> Bytes {
 pub struct Reader {
     body: RecvStream,
     buffer: BytesMut,
+    /// Bytes that came and were not counted yet.
+    uncounted: usize,
 }
 
 impl Reader {
@@ -61,7 +63,13 @@ impl Reader {
         Self {
             body,
             buffer: BytesMut::new(),
+            uncounted: 0,
         }
+    }
+
+    /// Bytes that came since this was last asked.
+    pub fn count(&mut self) -> usize {
+        std::mem::take(&mut self.uncounted)
     }
 
     /// The next message; `None` at the end of the stream. Byte fields are slices of what was received.
@@ -78,6 +86,7 @@ impl Reader {
                     if let Err(error) = self.body.flow_control().release_capacity(data.len()) {
                         return Poll::Ready(Some(Err(error.into())));
                     }
+                    self.uncounted += data.len();
                     self.buffer.extend_from_slice(&data);
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),

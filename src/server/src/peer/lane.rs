@@ -12,14 +12,15 @@ use super::dial::{Dialer, PeerStream};
 use super::frames::{self, Reader};
 use super::link::Identity;
 use crate::config::Url;
+use crate::metrics::peers::Peer;
 use bytes::{Bytes, BytesMut};
 use h2::client::ResponseFuture;
 use http::Request as HttpRequest;
 use parking_lot::Mutex;
 use quorate_api::proto::quorate::peer::{self as pb, Ping};
-use quorate_raft::peer::{Answer, PeerError, Reason, Request};
+use quorate_raft::peer::{self, Answer, PeerError, Reason, Request};
 use quorate_runtime::tls::Alpn;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -41,6 +42,9 @@ const WELCOME_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often a peer is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_millis(500);
+
+/// Pings whose answers are waited for. One that answers other requests and no ping may get many.
+const PINGS_MAX: usize = 32;
 
 /// Requests framed into one write.
 const WRITE_BYTES: usize = 256 << 10;
@@ -65,16 +69,18 @@ impl Default for Entrance {
 }
 
 impl Entrance {
-    pub fn call(&self, to: u64, call: Call) {
+    /// False: there is no connection, and the caller has been told so.
+    pub fn call(&self, to: u64, call: Call) -> bool {
         let unsent = match &*self.open.lock() {
             Ok(calls) => match calls.send(call) {
-                Ok(()) => return,
+                Ok(()) => return true,
                 Err(mpsc::error::SendError(call)) => (call, "the connection has ended".to_owned()),
             },
             Err(reason) => (call, reason.clone()),
         };
         let (call, reason) = unsent;
         let _ = call.reply.send(Err(PeerError::Unreachable { to, reason }));
+        false
     }
 
     fn close(&self, reason: String) {
@@ -85,12 +91,14 @@ impl Entrance {
 /// What keeps a lane up.
 pub struct Lane {
     pub to: u64,
+    pub kind: peer::Lane,
     pub identity: Arc<Identity>,
     pub dialer: Dialer,
     pub urls: watch::Receiver<Vec<Url>>,
     pub entrance: Arc<Entrance>,
     /// Since when there is a connection.
     pub up_since: Arc<Mutex<Option<Instant>>>,
+    pub metrics: Arc<Peer>,
     /// A peer that does not answer for so long is not there.
     pub patience: Duration,
 }
@@ -157,6 +165,9 @@ impl Lane {
                 let (calls, queue) = mpsc::unbounded_channel();
                 *self.entrance.open.lock() = Ok(calls);
                 *self.up_since.lock() = Some(Instant::now());
+                // A peer is as active as its control lane, by which members judge each other elsewhere, too.
+                let up = || self.metrics.link_up(self.identity.member);
+                let _up = (self.kind == peer::Lane::Control).then(up);
                 info!(peer = format_args!("{:x}", self.to), "connected to a peer");
                 session.run(queue).await
             }
@@ -172,7 +183,7 @@ impl Lane {
         };
         let io = self.dialer.dial_for(&url, Alpn::H2).await?;
         let welcomed = async {
-            let mut session = Session::open(io, self.to, self.patience).await?;
+            let mut session = Session::open(io, self.to, self.metrics.clone(), self.patience).await?;
             session.say(Request::Hello(self.identity.hello(self.to)));
             match session.first().await? {
                 Answer::Welcome(_) => Ok(session),
@@ -231,13 +242,14 @@ struct Session {
     out: BytesMut,
     heard: Instant,
     pings: Interval,
-    /// When the oldest ping without an answer left.
-    pinged: Option<Instant>,
+    /// Pings without an answer: their numbers and when they left.
+    pinged: VecDeque<(u64, Instant)>,
+    metrics: Arc<Peer>,
     patience: Duration,
 }
 
 impl Session {
-    async fn open(io: Box<dyn PeerStream>, to: u64, patience: Duration) -> Result<Self, Ended> {
+    async fn open(io: Box<dyn PeerStream>, to: u64, metrics: Arc<Peer>, patience: Duration) -> Result<Self, Ended> {
         let (connection, response, requests) = begin(io, LINK).await?;
         let mut pings = interval(PING_EVERY);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -251,7 +263,8 @@ impl Session {
             out: BytesMut::new(),
             heard: Instant::now(),
             pings,
-            pinged: None,
+            pinged: VecDeque::new(),
+            metrics,
             patience,
         })
     }
@@ -282,6 +295,7 @@ impl Session {
     fn flush(&mut self) -> Result<(), Ended> {
         if !self.out.is_empty() {
             // Taken whatever the window says: how much may be on its way is limited by those who call.
+            self.metrics.sent(self.out.len());
             self.requests.send_data(self.out.split().freeze(), false)?;
         }
         Ok(())
@@ -323,6 +337,7 @@ impl Session {
             Err(ended) => Poll::Ready(ended),
         })
         .await;
+        let mut failed = self.waiting.len();
         let lost = || Err(PeerError::Lost { to: self.to });
         for (_, reply) in self.waiting.drain() {
             let _ = reply.send(lost());
@@ -330,8 +345,13 @@ impl Session {
         // What was queued and not framed was certainly not sent.
         calls.close();
         while let Ok(call) = calls.try_recv() {
+            failed += 1;
             let (to, reason) = (self.to, ended.to_string());
             let _ = call.reply.send(Err(PeerError::Unreachable { to, reason }));
+        }
+        self.metrics.send_failed(failed);
+        if !matches!(ended, Ended::Refused(_) | Ended::Closed) {
+            self.metrics.receive_failed();
         }
         ended
     }
@@ -348,14 +368,12 @@ impl Session {
             }
             while self.pings.poll_tick(cx).is_ready() {
                 stirred = true;
-                if self.pinged.is_none() {
-                    self.pinged = Some(Instant::now());
+                let number = self.say(Request::Ping(Ping {}));
+                if self.pinged.len() < PINGS_MAX {
+                    self.pinged.push_back((number, Instant::now()));
                 }
-                self.say(Request::Ping(Ping {}));
-                if self
-                    .pinged
-                    .is_some_and(|since| since.max(self.heard).elapsed() > self.patience)
-                {
+                let oldest = self.pinged.front();
+                if oldest.is_some_and(|(_, since)| (*since).max(self.heard).elapsed() > self.patience) {
                     return Err(Ended::Silent);
                 }
             }
@@ -366,6 +384,7 @@ impl Session {
                 self.heard = Instant::now();
                 self.answered(answer)?;
             }
+            self.count_received();
             self.poll_connection(cx)?;
             if !stirred {
                 return Ok(());
@@ -373,10 +392,32 @@ impl Session {
         }
     }
 
+    fn count_received(&mut self) {
+        if let Answers::Open(reader) = &mut self.answers {
+            let bytes = reader.count();
+            if bytes > 0 {
+                self.metrics.received(bytes);
+            }
+        }
+    }
+
+    /// Any answer to a ping tells that the peer is there; the ping's own tells how far away.
+    fn ponged(&mut self, number: u64) {
+        while let Some((of, left)) = self.pinged.front().copied() {
+            if of > number {
+                break;
+            }
+            self.pinged.pop_front();
+            if of == number {
+                self.metrics.round_trip(left.elapsed());
+            }
+        }
+    }
+
     fn answered(&mut self, answer: pb::Answer) -> Result<(), Ended> {
         let body = answer.body.ok_or(Ended::Protocol)?;
         if matches!(body, Answer::Pong(_)) {
-            self.pinged = None;
+            self.ponged(answer.number);
             return Ok(());
         }
         let reply = self.waiting.remove(&answer.number);

@@ -4,6 +4,7 @@ use super::dial::Dialer;
 use super::lane::{Call, Entrance, Lane};
 use super::send_snapshot;
 use crate::config::Url;
+use crate::metrics::peers::{self as counted, Peers};
 use parking_lot::Mutex;
 use quorate_api::proto::quorate::peer::Hello;
 use quorate_raft::peer::{self, BoxFuture, Network, PROTOCOL, PeerError, Reason, Reply, Request, Snapshot};
@@ -52,6 +53,7 @@ pub type Book = Arc<dyn Fn() -> BTreeMap<u64, Vec<Url>> + Send + Sync>;
 pub struct Links {
     identity: Arc<Identity>,
     dialer: Dialer,
+    metrics: Arc<Peers>,
     book: Book,
     patience: Duration,
     /// Connections live apart from requests.
@@ -60,6 +62,7 @@ pub struct Links {
 }
 
 struct Peer {
+    metrics: Arc<counted::Peer>,
     control: Arc<Entrance>,
     log: Arc<Entrance>,
     up_since: Arc<Mutex<Option<Instant>>>,
@@ -74,10 +77,18 @@ impl Drop for Peer {
 }
 
 impl Links {
-    pub fn new(identity: Identity, dialer: Dialer, book: Book, election: Duration, runtime: Handle) -> Self {
+    pub fn new(
+        identity: Identity,
+        dialer: Dialer,
+        metrics: Arc<Peers>,
+        book: Book,
+        election: Duration,
+        runtime: Handle,
+    ) -> Self {
         let links = Self {
             identity: Arc::new(identity),
             dialer,
+            metrics,
             book,
             patience: (election * PATIENCE_ELECTIONS).max(PATIENCE_MIN),
             runtime,
@@ -90,22 +101,26 @@ impl Links {
     fn peer(&self, id: u64, urls: Vec<Url>) -> Peer {
         let (urls, changes) = watch::channel(urls);
         let up_since = Arc::<Mutex<Option<Instant>>>::default();
-        let lane = |up_since: Arc<Mutex<Option<Instant>>>| {
+        let metrics = self.metrics.peer(id);
+        let lane = |kind: peer::Lane, up_since: Arc<Mutex<Option<Instant>>>| {
             let entrance = Arc::<Entrance>::default();
             let lane = Lane {
                 to: id,
+                kind,
                 identity: self.identity.clone(),
                 dialer: self.dialer.clone(),
                 urls: changes.clone(),
                 entrance: entrance.clone(),
                 up_since,
+                metrics: metrics.clone(),
                 patience: self.patience,
             };
             (entrance, self.runtime.spawn(lane.run()))
         };
-        let (control, control_task) = lane(up_since.clone());
-        let (log, log_task) = lane(Arc::default());
+        let (control, control_task) = lane(peer::Lane::Control, up_since.clone());
+        let (log, log_task) = lane(peer::Lane::Log, Arc::default());
         Peer {
+            metrics,
             control,
             log,
             up_since,
@@ -118,12 +133,23 @@ impl Links {
 impl Network for Links {
     fn call(&self, to: u64, lane: peer::Lane, request: Request) -> Reply {
         let (reply, answer) = oneshot::channel();
-        let entrance = self.peers.lock().get(&to).map(|peer| match lane {
-            peer::Lane::Control => peer.control.clone(),
-            peer::Lane::Log => peer.log.clone(),
+        let peer = self.peers.lock().get(&to).map(|peer| {
+            let entrance = match lane {
+                peer::Lane::Control => &peer.control,
+                peer::Lane::Log => &peer.log,
+            };
+            (entrance.clone(), peer.metrics.clone())
         });
-        match entrance {
-            Some(entrance) => entrance.call(to, Call { request, reply }),
+        match peer {
+            Some((entrance, metrics)) => {
+                if let (peer::Lane::Control, Request::Append(heartbeat)) = (lane, &request) {
+                    let term = heartbeat.vote.as_ref().map_or(0, |vote| vote.term);
+                    metrics.heartbeat(term, std::time::Instant::now());
+                }
+                if !entrance.call(to, Call { request, reply }) {
+                    metrics.send_failed(1);
+                }
+            }
             None => {
                 let reason = "its peer URLs are not known here".to_owned();
                 let _ = reply.send(Err(PeerError::Unreachable { to, reason }));
@@ -134,15 +160,22 @@ impl Network for Links {
 
     fn snapshot(&self, to: u64, vote: Vote, snapshot: Snapshot) -> BoxFuture<Result<Vote, PeerError>> {
         let urls = self.peers.lock().get(&to).map(|peer| peer.urls.borrow().clone());
+        let metrics = self.metrics.peer(to);
         let sending = send_snapshot::Sending {
             to,
             hello: self.identity.hello(to),
             dialer: self.dialer.clone(),
+            metrics: metrics.clone(),
             urls: urls.unwrap_or_default(),
         };
         let on_refused = self.identity.on_refused.clone();
         Box::pin(async move {
+            let transfer = metrics.sends_snapshot();
             let sent = sending.send(vote, snapshot).await;
+            match &sent {
+                Ok(_) => transfer.done(),
+                Err(_) => metrics.send_failed(1),
+            }
             if let Err(PeerError::Refused { reason, text, .. }) = &sent {
                 on_refused(*reason, text);
             }

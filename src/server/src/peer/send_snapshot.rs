@@ -4,12 +4,14 @@ use super::dial::Dialer;
 use super::frames::{self, Reader};
 use super::lane::{self, SNAPSHOT};
 use crate::config::Url;
+use crate::metrics::peers::Peer;
 use bytes::Bytes;
 use quorate_api::proto::quorate::peer::{self as pb, snapshot_answer, snapshot_part::Body};
 use quorate_raft::peer::{PeerError, Snapshot, message};
 use quorate_raft::state_machine::SnapshotData;
 use quorate_raft::types::Vote;
 use quorate_runtime::tls::Alpn;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::info;
@@ -27,6 +29,7 @@ pub struct Sending {
     pub to: u64,
     pub hello: pb::Hello,
     pub dialer: Dialer,
+    pub metrics: Arc<Peer>,
     pub urls: Vec<Url>,
 }
 
@@ -61,12 +64,16 @@ impl Sending {
         };
         info!(to = format_args!("{to:x}"), snapshot = %snapshot.meta, "sending database snapshot");
         let (pieces, mut read) = mpsc::channel(READ_AHEAD);
+        let metrics = self.metrics;
+        let read_by = metrics.clone();
         let reading = tokio::task::spawn_blocking(move || {
+            let begun = Instant::now();
             for piece in image.read() {
                 if pieces.blocking_send(piece).is_err() {
                     return;
                 }
             }
+            read_by.streamed(begun.elapsed());
         });
         let mut answers = std::pin::pin!(async {
             let response = response.await.map_err(lost)?;
@@ -83,18 +90,18 @@ impl Sending {
             }
         });
         let sending = async {
-            send(&mut stream, part(Body::Head(head)))
+            send(&metrics, &mut stream, part(Body::Head(head)))
                 .await
                 .ok_or(PeerError::Lost { to })?;
             let mut bytes = 0;
             while let Some(piece) = read.recv().await {
                 let piece = piece.map_err(|error| unreachable(format!("the store can't be read: {error}")))?;
                 bytes += piece.len() as u64;
-                send(&mut stream, part(Body::Piece(piece)))
+                send(&metrics, &mut stream, part(Body::Piece(piece)))
                     .await
                     .ok_or(PeerError::Lost { to })?;
             }
-            send(&mut stream, part(Body::End(bytes)))
+            send(&metrics, &mut stream, part(Body::End(bytes)))
                 .await
                 .ok_or(PeerError::Lost { to })?;
             Ok::<u64, PeerError>(bytes)
@@ -136,12 +143,13 @@ fn part(body: Body) -> Bytes {
 }
 
 /// Waits until the peer has room. `None`: it is gone or takes nothing any more.
-async fn send(stream: &mut h2::SendStream<Bytes>, mut bytes: Bytes) -> Option<()> {
+async fn send(peer: &Peer, stream: &mut h2::SendStream<Bytes>, mut bytes: Bytes) -> Option<()> {
     while !bytes.is_empty() {
         stream.reserve_capacity(bytes.len());
         let room = std::future::poll_fn(|cx| stream.poll_capacity(cx));
         let room = tokio::time::timeout(STALL, room).await.ok()??.ok()?;
         let now = bytes.split_to(room.min(bytes.len()));
+        peer.sent(now.len());
         stream.send_data(now, false).ok()?;
     }
     Some(())

@@ -6,6 +6,7 @@
 use super::frames::{self, Reader};
 use super::lane::{LINK, SNAPSHOT};
 use crate::listen::Stop;
+use crate::metrics::peers::{Peer, Peers};
 use crate::rpc::PeerInfo;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -13,7 +14,7 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use quorate_api::proto::quorate::peer::{self as pb, snapshot_part::Body};
-use quorate_raft::peer::service::Service;
+use quorate_raft::peer::service::{Arrival, Service};
 use quorate_raft::peer::{Answer, BoxFuture, PROTOCOL, Reason, Request};
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
@@ -40,16 +41,26 @@ const PIECES: usize = 4;
 const STALL: Duration = Duration::from_secs(30);
 
 /// What peers are served by, once consensus runs.
-#[derive(Clone, Default)]
-pub struct PeerPort(Arc<OnceLock<Service>>);
+#[derive(Clone)]
+pub struct PeerPort {
+    service: Arc<OnceLock<Service>>,
+    metrics: Arc<Peers>,
+}
 
 impl PeerPort {
+    pub fn new(metrics: Arc<Peers>) -> Self {
+        Self {
+            service: Arc::default(),
+            metrics,
+        }
+    }
+
     pub fn ready(&self, service: Service) {
-        let _ = self.0.set(service);
+        let _ = self.service.set(service);
     }
 
     fn service(&self) -> Result<&Service, pb::Refused> {
-        self.0.get().ok_or_else(|| pb::Refused {
+        self.service.get().ok_or_else(|| pb::Refused {
             reason: Reason::NotReady as i32,
             text: "this member is not ready yet".to_owned(),
         })
@@ -168,6 +179,8 @@ struct Link {
     answers: h2::SendStream<Bytes>,
     /// `None` until the peer has said who it is.
     hello: Option<Arc<pb::Hello>>,
+    /// Its counters, likewise.
+    peer: Option<Arc<Peer>>,
     working: FuturesUnordered<BoxFuture<pb::Answer>>,
     out: BytesMut,
     ending: bool,
@@ -180,6 +193,7 @@ impl Link {
             reader: Reader::new(body),
             answers: respond.send_response(head(), false).ok()?,
             hello: None,
+            peer: None,
             working: FuturesUnordered::new(),
             out: BytesMut::new(),
             ending: false,
@@ -201,18 +215,30 @@ impl Link {
                 }
                 Poll::Ready(Some(Err(error))) => {
                     warn!(%error, "a peer sends what can't be read");
+                    match &self.peer {
+                        Some(peer) => peer.receive_failed(),
+                        None => self.port.metrics.receive_failed(),
+                    }
                     self.answers.send_reset(h2::Reason::PROTOCOL_ERROR);
                     return Poll::Ready(Turn::Ended);
                 }
                 Poll::Ready(None) => self.ending = true,
             }
         }
+        if stirred && let Some(peer) = &self.peer {
+            peer.received(self.reader.count());
+        }
         while let Poll::Ready(Some(answer)) = self.working.poll_next_unpin(cx) {
             stirred = true;
             self.answer(&answer);
         }
-        if !self.out.is_empty() && self.answers.send_data(self.out.split().freeze(), false).is_err() {
-            return Poll::Ready(Turn::Ended);
+        if !self.out.is_empty() {
+            if let Some(peer) = &self.peer {
+                peer.sent(self.out.len());
+            }
+            if self.answers.send_data(self.out.split().freeze(), false).is_err() {
+                return Poll::Ready(Turn::Ended);
+            }
         }
         if self.ending && self.working.is_empty() {
             let _ = self.answers.send_trailers(trailers());
@@ -272,6 +298,7 @@ impl Link {
         let admitted = self.port.service().and_then(|service| service.admit(&hello));
         match admitted {
             Ok(()) => {
+                self.peer = Some(self.port.metrics.peer(hello.from));
                 self.hello = Some(Arc::new(hello));
                 Answer::Welcome(pb::Welcome { protocol: PROTOCOL })
             }
@@ -312,14 +339,34 @@ async fn receive(
 }
 
 async fn take_in(port: PeerPort, mut reader: Reader) -> Result<pb::Vote, pb::Refused> {
-    let malformed = |text: String| pb::Refused {
-        reason: Reason::Malformed as i32,
-        text,
+    let (arrival, peer) = match arrive(&port, &mut reader).await {
+        Ok(arrived) => arrived,
+        Err(refused) => {
+            port.metrics.snapshot_refused();
+            return Err(refused);
+        }
     };
-    let Body::Head(head) = part(&mut reader).await? else {
+    let transfer = peer.receives_snapshot();
+    let taken = take_from(&peer, arrival, reader).await;
+    match &taken {
+        Ok(_) => transfer.done(),
+        Err(_) => peer.receive_failed(),
+    }
+    taken
+}
+
+/// Who sends it, and whether it is let in.
+async fn arrive(port: &PeerPort, reader: &mut Reader) -> Result<(Arrival, Arc<Peer>), pb::Refused> {
+    let Body::Head(head) = part(reader).await? else {
         return Err(malformed("a snapshot begins with its head".to_owned()));
     };
+    let from = head.hello.as_ref().map_or(0, |hello| hello.from);
     let arrival = port.service()?.snapshot(head)?;
+    Ok((arrival, port.metrics.peer(from)))
+}
+
+async fn take_from(peer: &Peer, arrival: Arrival, mut reader: Reader) -> Result<pb::Vote, pb::Refused> {
+    let begun = Instant::now();
     let mut incoming = arrival.begin()?;
     info!("applying snapshot: receiving from the leader");
     let (pieces, mut queue) = mpsc::channel::<Bytes>(PIECES);
@@ -334,6 +381,7 @@ async fn take_in(port: PeerPort, mut reader: Reader) -> Result<pb::Vote, pb::Ref
         match part(&mut reader).await {
             Ok(Body::Piece(piece)) => {
                 bytes += piece.len() as u64;
+                peer.received(reader.count());
                 if pieces.send(piece).await.is_err() {
                     break Ok(()); // the writer says why
                 }
@@ -355,16 +403,22 @@ async fn take_in(port: PeerPort, mut reader: Reader) -> Result<pb::Vote, pb::Ref
     let received = finished
         .map_err(|error| failed(&error))?
         .map_err(|error| failed(&error))?;
+    peer.saved(begun.elapsed());
+    let applying = peer.applies_snapshot();
     let vote = arrival.install(received).await?;
+    drop(applying);
     info!(bytes, "applied snapshot");
     Ok(vote)
 }
 
-async fn part(reader: &mut Reader) -> Result<Body, pb::Refused> {
-    let malformed = |text: String| pb::Refused {
+fn malformed(text: String) -> pb::Refused {
+    pb::Refused {
         reason: Reason::Malformed as i32,
         text,
-    };
+    }
+}
+
+async fn part(reader: &mut Reader) -> Result<Body, pb::Refused> {
     match tokio::time::timeout(STALL, reader.next::<pb::SnapshotPart>()).await {
         Err(_) => Err(malformed("the snapshot did not come on".to_owned())),
         Ok(None) => Err(malformed("the snapshot was cut off".to_owned())),

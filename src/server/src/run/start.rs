@@ -35,6 +35,7 @@ pub(super) struct Starting {
     pub disk: Arc<metrics::disk::Disk>,
     pub counts: Arc<Counts>,
     pub applied: Arc<metrics::applied::Applied>,
+    pub peer_metrics: Arc<metrics::peers::Peers>,
     pub dialer: Dialer,
     /// Become the node's own.
     pub threads: Threads,
@@ -90,6 +91,7 @@ impl Starting {
                 on_refused: on_refused(self.on_fatal.clone(), self.on_removed.clone()),
             },
             self.dialer,
+            self.peer_metrics,
             book(store.clone(), origin.members().to_vec()),
             config.election_timeout,
             self.peer_runtime,

@@ -13,7 +13,6 @@ use quorate_server::config::{self, Url};
 use quorate_server::http::{HttpService, Membership};
 use quorate_server::listen::{Server, Service, bind};
 use quorate_server::peer::dial::Dialer;
-use quorate_server::peer::serve::PeerPort;
 
 use crate::kit::*;
 
@@ -69,10 +68,7 @@ async fn our_own_peer_port_is_understood() {
             Some(addr) => format!("http://{addr}"),
             None => socket.clone(),
         });
-        server.serve(
-            binding,
-            Service::peer(PeerPort::default(), HttpService::peer(ops(&node)), None),
-        );
+        server.serve(binding, Service::peer(peer_port(), HttpService::peer(ops(&node)), None));
     }
     // Members that start at the same time ask each other before they know who they are.
     let began = Instant::now();

@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use quorate_api::{Code, Error, Status};
+use quorate_runtime::metrics::Registry;
 use quorate_runtime::tls::ServerTls;
 use quorate_server::http::{
     Alarm, Check, Cors, HostWhitelist, HttpService, Membership, NodeState, Ops, Probe, ProbeFuture,
 };
 use quorate_server::listen::{Gate, ListenLimits, Server, Service, bind};
+use quorate_server::peer::serve::PeerPort;
 use quorate_server::rpc::{
     Api, CallContext, Incoming, Limits, Method, Outgoing, PieceFuture, Reply, ReplyBody, Rpc, RpcObserver,
 };
@@ -516,4 +518,10 @@ pub async fn http1(addr: SocketAddr, method: &str, target: &str, headers: &str) 
 /// Splits an HTTP/1 answer into head and body.
 pub fn split(answer: &str) -> (&str, &str) {
     answer.split_once("\r\n\r\n").expect("a whole head")
+}
+
+/// A peer port whose member is never ready.
+pub fn peer_port() -> PeerPort {
+    let metrics = quorate_server::metrics::peers::Peers::new(&Registry::new(), Duration::from_millis(100));
+    PeerPort::new(Arc::new(metrics.unwrap()))
 }

@@ -6,7 +6,6 @@ use quorate_api::ClusterId;
 use quorate_api::proto::etcdserverpb::Member;
 use quorate_server::http::{Alarm, Cors, HostWhitelist, HttpService, Membership};
 use quorate_server::listen::{Server, Service, bind};
-use quorate_server::peer::serve::PeerPort;
 
 use crate::kit::*;
 
@@ -265,10 +264,7 @@ async fn a_peer_port_answers_members_and_nothing_else() {
         .remove(0);
     let addr = binding.local_addr().unwrap();
     let server = Server::new(Default::default());
-    server.serve(
-        binding,
-        Service::peer(PeerPort::default(), HttpService::peer(ops(&node)), None),
-    );
+    server.serve(binding, Service::peer(peer_port(), HttpService::peer(ops(&node)), None));
 
     let answer = http1(addr, "GET", "/version", "").await;
     assert!(answer.contains(r#""etcdserver":"3.7.1""#), "{answer}");

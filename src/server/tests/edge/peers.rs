@@ -12,7 +12,6 @@ use quorate_server::config::{self, Config, Url};
 use quorate_server::http::HttpService;
 use quorate_server::listen::{ListenLimits, Server, Service, bind};
 use quorate_server::peer::dial::{Dialer, PeerStream};
-use quorate_server::peer::serve::PeerPort;
 use quorate_server::tls::peer_listeners;
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -132,7 +131,7 @@ fn serve_within(config: &Config, limits: ListenLimits) -> Peer {
     let addr = binding.local_addr().unwrap_or_else(|| ([0, 0, 0, 0], 0).into());
     let server = Server::new(limits);
     let http = HttpService::peer(ops(&Arc::new(Node::default())));
-    server.serve(binding, Service::peer(PeerPort::default(), http, tls));
+    server.serve(binding, Service::peer(peer_port(), http, tls));
     Peer { addr, _server: server }
 }
 

@@ -10,7 +10,6 @@ use http::Request;
 use quorate_runtime::tls::{ServerTls, ServerTlsOptions, TlsVersion};
 use quorate_server::http::HttpService;
 use quorate_server::listen::{Server, Service, bind};
-use quorate_server::peer::serve::PeerPort;
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -160,7 +159,7 @@ async fn revoked_cert_is_refused_on_every_listener() {
             binding,
             match kind {
                 0 => Service::client_http(http(), tls, quorate_server::listen::Gate::open()),
-                1 => Service::peer(PeerPort::default(), HttpService::metrics(ops(&node)), tls),
+                1 => Service::peer(peer_port(), HttpService::metrics(ops(&node)), tls),
                 _ => Service::metrics(http(), tls),
             },
         );
