@@ -16,6 +16,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bootstrap;
+mod cluster;
 mod connections;
 mod crash;
 mod crate_client;
