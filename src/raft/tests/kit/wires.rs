@@ -98,10 +98,10 @@ impl Network for Ends {
     }
 
     fn connected(&self, _since: Duration) -> BTreeSet<u64> {
-        BTreeSet::new()
+        BTreeSet::from([1, 2, 3])
     }
 
-    fn members_changed(&self) {}
+    fn members_changed(&self, _counted: &BTreeSet<u64>) {}
 }
 
 pub struct Trio {

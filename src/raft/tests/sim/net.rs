@@ -166,7 +166,7 @@ impl Net {
             return;
         };
         let (net, forward) = (self.clone(), forward.clone());
-        let hello = Hello { to, ..hello.clone() };
+        let hello = Hello { to, ..*hello };
         tokio::spawn(async move {
             sleep(later).await;
             let Some(Endpoint { process, service }) = net.endpoint(to).filter(|_| to != hello.from) else {
@@ -212,7 +212,7 @@ impl Links {
     fn hello(&self, to: u64) -> Hello {
         Hello {
             to,
-            ..self.hello.clone()
+            ..self.hello
         }
     }
 

@@ -468,7 +468,7 @@ impl World {
 }
 
 /// What a member said is never followed there by something older, from start to end of its process.
-fn never_back(seen: &mut Vec<Seen>) -> Result<(), String> {
+fn never_back(seen: &mut [Seen]) -> Result<(), String> {
     seen.sort_by_key(|seen| (seen.member, seen.boot, seen.returned));
     for life in seen.chunk_by(|a, b| (a.member, a.boot) == (b.member, b.boot)) {
         let mut newest = Vec::with_capacity(life.len());

@@ -111,7 +111,7 @@ impl Lane {
             answers,
             peer,
         };
-        connection.requests.send((0, Request::Hello(self.hello.clone())));
+        connection.requests.send((0, Request::Hello(self.hello)));
         match timeout(WELCOME_PATIENCE, connection.answers.next()).await {
             Ok(Some((_, Answer::Welcome(_)))) => Ok(connection),
             Ok(Some((_, Answer::Refused(refused)))) => Err(Ended::Refused(refused)),
