@@ -114,10 +114,10 @@ fn count(cluster: &Cluster, member: usize, text: &str) -> usize {
 
 /// Fills the log until its beginning is gone on all running members.
 fn outrun(cluster: &mut Cluster, load: &Running) {
-    load.wait_acknowledged(400);
+    load.wait_acknowledged(100);
     cluster.wait_leader();
     std::thread::sleep(Duration::from_millis(2500)); // the backend commits once a second, purging follows the last but one
-    load.wait_acknowledged(100);
+    load.wait_acknowledged(50);
 }
 
 /// B10: installs are serial, however close together.

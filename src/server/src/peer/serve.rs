@@ -269,11 +269,14 @@ impl Link {
     }
 
     fn greet(&mut self, hello: pb::Hello) -> Answer {
-        let admitted = self.port.service().and_then(|service| service.admit(&hello));
-        match admitted {
-            Ok(()) => {
+        let admit = |service: &Service| service.admit(&hello).map(|()| service.incarnation());
+        match self.port.service().and_then(admit) {
+            Ok(incarnation) => {
                 self.hello = Some(Arc::new(hello));
-                Answer::Welcome(pb::Welcome { protocol: PROTOCOL })
+                Answer::Welcome(pb::Welcome {
+                    protocol: PROTOCOL,
+                    incarnation,
+                })
             }
             Err(refused) => {
                 debug!(
