@@ -267,12 +267,14 @@ fn a_batch_that_the_log_has_twice_is_applied_once() {
     assert!(apply(&mut node, batch(3, 1), "a"));
     assert!(!apply(&mut node, batch(3, 1), "a"));
     assert!(apply(&mut node, batch(3, 4), "b"));
-    assert!(!apply(&mut node, batch(3, 3), "overtaken"));
+    assert!(apply(&mut node, batch(3, 3), "overtaken and still wanted"));
+    assert!(!apply(&mut node, batch(3, 3), "overtaken and had"));
     let revision = node.store.revision();
     node.store.flush().unwrap();
     node = node.crash();
     assert_eq!(node.store.origin(7), Some((3, 4)));
     assert!(!apply(&mut node, batch(3, 4), "b"));
+    assert!(!apply(&mut node, batch(3, 3), "overtaken and had"));
     assert_eq!(node.store.revision(), revision, "nothing was applied twice");
     assert!(apply(&mut node, batch(4, 1), "c"));
     assert!(!apply(&mut node, batch(3, 5), "of before the start"));

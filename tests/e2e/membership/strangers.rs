@@ -32,7 +32,6 @@ fn a_wiped_member_is_refused_under_its_old_id_and_welcome_under_a_new_one() {
         cluster[2].relaunch();
         let said = ends_with_code_1(&mut cluster[2]);
         assert!(said.starts_with(&format!("member {id} {BOOTSTRAPPED}")), "{said}");
-        assert!(said.contains("remove") && said.contains("add"), "{said}");
         assert!(!cluster[2].config.data_dir().exists(), "a refusal leaves no trace");
     }
     put(&cluster, 0, "a", "2");
@@ -118,12 +117,6 @@ fn etcd_is_no_peer() {
     cluster[1].wait_ready();
     put(&cluster, 0, "a", "1");
     let url = cluster[2].config.peer_url();
-    until("etcd to be told from a member", SOON, || {
-        let said = logged(&cluster[0], &["warn"]);
-        said.iter()
-            .any(|(_, line)| line.contains("etcd") && line.contains("Quorate"))
-            .then_some(())
-    });
     assert_quiet(&cluster[0]);
     etcd.kill();
     // And it can't be joined.

@@ -38,6 +38,11 @@ impl Service {
         Self { parts }
     }
 
+    /// Of this member's data directory.
+    pub fn incarnation(&self) -> u64 {
+        self.parts.identity.incarnation
+    }
+
     /// Whether whoever says this may talk to this member: asked first on every link, and again for every request, since
     /// members are removed.
     pub fn admit(&self, hello: &pb::Hello) -> Result<(), Refusal> {

@@ -210,10 +210,7 @@ impl Drop for Peer {
 
 impl Links {
     fn hello(&self, to: u64) -> Hello {
-        Hello {
-            to,
-            ..self.hello
-        }
+        Hello { to, ..self.hello }
     }
 
     fn peer(&self, to: u64) -> Peer {

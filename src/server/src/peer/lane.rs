@@ -116,6 +116,11 @@ enum Ended {
     Status(http::StatusCode),
     #[error("{}", .0.text)]
     Refused(pb::Refused),
+    #[error(
+        "it has come back with another data directory, without what it had acknowledged: remove the member and add it \
+         again"
+    )]
+    OtherIncarnation,
     #[error("it sends what no peer sends")]
     Protocol,
     #[error("it has closed the connection")]
@@ -186,7 +191,8 @@ impl Lane {
             let mut session = Session::open(io, self.to, self.metrics.clone(), self.patience).await?;
             session.say(Request::Hello(self.identity.hello(self.to)));
             match session.first().await? {
-                Answer::Welcome(_) => Ok(session),
+                Answer::Welcome(welcome) if (self.identity.is_known)(self.to, welcome.incarnation) => Ok(session),
+                Answer::Welcome(_) => Err(Ended::OtherIncarnation),
                 Answer::Refused(refused) => Err(Ended::Refused(refused)),
                 _ => Err(Ended::Protocol),
             }

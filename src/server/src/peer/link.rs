@@ -24,6 +24,10 @@ const PATIENCE_MIN: Duration = Duration::from_secs(1);
 /// Called with what a peer refused this member for.
 pub type OnRefused = Arc<dyn Fn(Reason, &str) + Send + Sync>;
 
+/// Whether a member may have a data directory of this incarnation. One that was wiped has forgotten votes and entries
+/// that count; it would answer all the same.
+pub type IsKnown = Arc<dyn Fn(u64, u64) -> bool + Send + Sync>;
+
 /// Who this member is, as it says on every connection.
 pub struct Identity {
     pub cluster: u64,
@@ -31,6 +35,7 @@ pub struct Identity {
     pub incarnation: u64,
     pub boot: u64,
     pub on_refused: OnRefused,
+    pub is_known: IsKnown,
 }
 
 impl Identity {

@@ -295,12 +295,11 @@ impl Link {
     }
 
     fn greet(&mut self, hello: pb::Hello) -> Answer {
-        let admitted = self.port.service().and_then(|service| service.admit(&hello));
-        match admitted {
-            Ok(()) => {
-                self.peer = Some(self.port.metrics.peer(hello.from));
-                self.hello = Some(Arc::new(hello));
-                Answer::Welcome(pb::Welcome { protocol: PROTOCOL })
+        let admit =                 self.hello = Some(Arc::new(hello));
+                Answer::Welcome(pb::Welcome {
+                    protocol: PROTOCOL,
+                    incarnation,
+                })
             }
             Err(refused) => {
                 debug!(

@@ -11,6 +11,7 @@ use crate::peer::dial::Dialer;
 use crate::peer::link::{self, Book, Links};
 use crate::state::{Roster, State};
 use anyhow::{Context, anyhow};
+use quorate_api::MemberId;
 use quorate_api::proto::etcdserverpb as pb;
 use quorate_raft::Node;
 use quorate_raft::lessor::Monotonic;
@@ -89,6 +90,7 @@ impl Starting {
                 incarnation: identity.incarnation,
                 boot: identity.boot,
                 on_refused: on_refused(self.on_fatal.clone(), self.on_removed.clone()),
+                is_known: is_known(store.clone()),
             },
             self.dialer,
             self.peer_metrics,
@@ -145,6 +147,14 @@ fn book(store: Store, told: Vec<pb::Member>) -> Book {
             (member.id, urls.collect())
         };
         members.into_iter().map(urls).collect::<BTreeMap<_, _>>()
+    })
+}
+
+/// Until the table says which incarnation it is, any may be the first.
+fn is_known(store: Store) -> link::IsKnown {
+    Arc::new(move |member, incarnation| {
+        let known = store.incarnation(MemberId(member));
+        known.is_none_or(|known| known == incarnation)
     })
 }
 

@@ -19,7 +19,10 @@ pub async fn serve(
         return;
     };
     let welcome = match service.admit(&hello) {
-        Ok(()) => Answer::Welcome(Welcome { protocol: PROTOCOL }),
+        Ok(()) => Answer::Welcome(Welcome {
+            protocol: PROTOCOL,
+            incarnation: service.incarnation(),
+        }),
         Err(refused) => Answer::Refused(refused),
     };
     let refused = matches!(welcome, Answer::Refused(_));
