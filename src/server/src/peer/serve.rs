@@ -295,7 +295,11 @@ impl Link {
     }
 
     fn greet(&mut self, hello: pb::Hello) -> Answer {
-        let admit =                 self.hello = Some(Arc::new(hello));
+        let admit = |service: &Service| service.admit(&hello).map(|()| service.incarnation());
+        match self.port.service().and_then(admit) {
+            Ok(incarnation) => {
+                self.peer = Some(self.port.metrics.peer(hello.from));
+                self.hello = Some(Arc::new(hello));
                 Answer::Welcome(pb::Welcome {
                     protocol: PROTOCOL,
                     incarnation,
