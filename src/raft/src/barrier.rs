@@ -17,6 +17,8 @@ use openraft::ReadPolicy;
 use openraft::error::RaftError;
 use parking_lot::Mutex;
 use quorate_api::proto::quorate::peer::ReadIndex;
+#[cfg(feature = "planted")]
+use quorate_store::planted::{self, Bug};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -174,6 +176,10 @@ impl Barrier {
             }
             match ways.ask(led).await {
                 Asked::Position(upto) => {
+                    #[cfg(feature = "planted")]
+                    if planted::is(Bug::BarrierJoinedLate) {
+                        round.append(std::mem::take(&mut *self.waiting.lock()));
+                    }
                     for waiter in round.index {
                         let _ = waiter.send(upto);
                     }
@@ -234,6 +240,11 @@ async fn another(now: &mut Led, led: Leadership) {
 }
 
 async fn own(raft: &RaftHandle) -> Asked {
+    #[cfg(feature = "planted")]
+    if planted::is(Bug::ReadIndexUnasked) {
+        let committed = openraft::async_runtime::WatchReceiver::borrow_watched(&raft.data_metrics()).cluster_committed;
+        return committed.map_or(Asked::Nothing, |id| Asked::Position(position(id.index)));
+    }
     match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
         Ok(linearizer) => Asked::Position(position(linearizer.read_log_id().index())),
         Err(RaftError::Fatal(_)) => Asked::Ended,

@@ -12,6 +12,8 @@ use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::vote::leader_id_std::LeaderId;
 use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
+#[cfg(feature = "planted")]
+use quorate_store::planted::{self, Bug};
 use quorate_wal::{LogPos, Wal};
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -295,6 +297,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let (done, synced) = done();
         self.wal.save_vote(encode_vote(vote), done);
+        #[cfg(feature = "planted")]
+        if planted::is(Bug::VoteBeforeSync) {
+            return Ok(());
+        }
         wait(synced).await
     }
 
@@ -332,6 +338,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             self.marks.lock().note(first.pos.index, before);
         }
         self.syncs.begin();
+        #[cfg(feature = "planted")]
+        let callback = match planted::is(Bug::AnswerBeforeSync) {
+            true => {
+                callback.io_completed(Ok(()));
+                IOFlushed::noop()
+            }
+            false => callback,
+        };
         let syncs = self.syncs.clone();
         let flushed = self.flushed.clone();
         let last = entries.last().map_or(0, |entry| entry.pos.index);

@@ -245,7 +245,8 @@ impl Proposer {
         let mut give_up = tokio::time::interval(GIVE_UP_EVERY);
         loop {
             let led = *ways.led.borrow_and_update();
-            if led.leader.is_some() && !self.held.load(Ordering::Acquire) {
+            let open = led.leader.is_some() && !self.held.load(Ordering::Acquire);
+            if open {
                 // What the last leader has not brought to an end, and what came back.
                 let strays = self.flights.lock().strays(led, Instant::now());
                 for sequence in strays {
@@ -258,7 +259,7 @@ impl Proposer {
             if self.stopped.load(Ordering::Acquire) && self.is_idle() {
                 return;
             }
-            let retry = self.flights.lock().next_attempt().filter(|_| led.leader.is_some());
+            let retry = self.flights.lock().next_attempt().filter(|_| open);
             tokio::select! {
                 biased;
                 () = self.wake.notified() => {}

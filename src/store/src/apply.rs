@@ -27,6 +27,8 @@ use crate::backend::{self, Applied, Change, Durable, SystemTable, SystemWrite};
 use crate::command::{Command, Outcome};
 use crate::error::Error;
 use crate::origins::Origin;
+#[cfg(feature = "planted")]
+use crate::planted::{self, Bug};
 use crate::store::{EventSink, Received, Restored, Root, SLICE_KEYS, Shared};
 
 pub(crate) const RAFT_MEMBERSHIP_RECORD: &[u8] = b"raft-membership";
@@ -214,6 +216,8 @@ impl Writer {
         let first = out.len();
         let mut step = Step::new(&shared, entry.term, answers);
         let fresh = step.begin(origin);
+        #[cfg(feature = "planted")]
+        let fresh = fresh || planted::is(Bug::ExecutedTwice);
         if fresh {
             for command in commands {
                 out.push(step.run(command)?);
@@ -223,6 +227,10 @@ impl Writer {
         if done.system.iter().any(|(table, ..)| *table == SystemTable::Member) {
             let learners = shared.tables.read().members.learners();
             shared.learners.store(Arc::new(learners));
+        }
+        #[cfg(feature = "planted")]
+        if planted::is(Bug::AppliedOutsideCommit) {
+            self.push_aside(entry, Vec::new(), Vec::new())?;
         }
         shared.backend.push(Change {
             applied: entry,
@@ -312,6 +320,10 @@ impl Writer {
         self.root.current.store(self.shared.clone());
         self.shared.compaction.restart(wanted);
         old.backend.retire();
+        #[cfg(feature = "planted")]
+        if planted::is(Bug::InstallWithoutResync) {
+            return Ok(());
+        }
         self.sink.replaced();
         Ok(())
     }

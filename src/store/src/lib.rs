@@ -27,6 +27,8 @@ pub mod lease;
 pub mod members;
 pub mod mvcc;
 pub mod origins;
+#[cfg(feature = "planted")]
+pub mod planted;
 mod stepped;
 pub mod store;
 mod tables;

@@ -30,13 +30,14 @@ pub(super) async fn observe(parts: Arc<Parts>, on_fatal: Arc<dyn Fn(String) + Se
     let mut looks = interval(heartbeat);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let (term, leader, committed) = {
-            let now = metrics.borrow_and_update();
-            (now.vote.leader_id.term, now.current_leader, now.vote.committed)
+        let (term, leader) = {
+            // Both from the vote, which is the durable one: `current_leader` may be ahead of it, of a later term.
+            let vote = metrics.borrow_and_update().vote;
+            (vote.leader_id.term, vote.committed.then_some(vote.leader_id.voted_for))
         };
         let leader = leader.filter(|leader| parts.is_there(term, *leader));
         parts.view.publish(term, leader);
-        let leads = leader == Some(parts.identity.member) && committed;
+        let leads = leader == Some(parts.identity.member);
         if leads && led_term != Some(term) {
             tokio::select! {
                 biased;

@@ -15,6 +15,8 @@ use crate::state_machine::{Listeners, StateMachine};
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Config, EmptyNode, Raft, SnapshotPolicy};
 use parking_lot::Mutex;
+#[cfg(feature = "planted")]
+use quorate_store::planted::{self, Bug};
 use quorate_store::{Applier, Store};
 use quorate_wal::Wal;
 use std::collections::{BTreeMap, BTreeSet};
@@ -281,6 +283,11 @@ fn raft_config(options: &Options) -> Result<Config, StartError> {
         enable_leader_restore: Some(false),
         allow_log_reversion: Some(false),
         ..Config::default()
+    };
+    #[cfg(feature = "planted")]
+    let config = Config {
+        enable_pre_vote: Some(!planted::is(Bug::NoPreVote)),
+        ..config
     };
     config
         .validate()

@@ -9,6 +9,8 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
 use quorate_api::proto::quorate::peer::{self as pb, forward_answer::Fate, in_sync_answer, lease_answer};
 use quorate_api::{ClusterId, MemberId};
+#[cfg(feature = "planted")]
+use quorate_store::planted::{self, Bug};
 use quorate_store::{Incoming, Received};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -67,6 +69,8 @@ impl Service {
             // One that is still counted is needed: its vote may decide that it is not. The table has forgotten whose data
             // it had, so that has to be known from when it was a member.
             let had = self.parts.seen.lock().get(&hello.from) == Some(&hello.incarnation);
+            #[cfg(feature = "planted")]
+            let had = had && !planted::is(Bug::RemovedCutOff);
             if had && self.parts.is_counted(hello.from) {
                 return Ok(());
             }
@@ -96,6 +100,10 @@ impl Service {
             None => *self.parts.seen.lock().entry(hello.from).or_insert(hello.incarnation),
         };
         if known == hello.incarnation {
+            return Ok(());
+        }
+        #[cfg(feature = "planted")]
+        if planted::is(Bug::WipedCounted) {
             return Ok(());
         }
         let text = format!(

@@ -27,6 +27,9 @@ enum Fault {
 }
 
 pub async fn run(world: Arc<World>) {
+    if world.plan.quiet {
+        return cut_off(world).await;
+    }
     let which = &world.plan.faults;
     let all = [
         (which.pauses, Fault::Pause),
@@ -49,6 +52,22 @@ pub async fn run(world: Arc<World>) {
         if let Some(fault) = world.faults.pick(&some) {
             tokio::spawn(happen(world.clone(), *fault));
         }
+    }
+}
+
+/// A member that does not lead hears of nobody for a while. When it does again, nobody should have to hear of it.
+async fn cut_off(world: Arc<World>) {
+    loop {
+        sleep(world.faults.millis(100..800)).await;
+        let leader = world.leader();
+        let ids: Vec<u64> = world.machines.lock().keys().copied().collect();
+        let others: Vec<u64> = ids.iter().copied().filter(|id| Some(*id) != leader).collect();
+        let (Some(_), Some(one)) = (leader, world.faults.pick(&others).copied()) else {
+            continue;
+        };
+        let far: Vec<u64> = ids.into_iter().filter(|id| *id != one).collect();
+        world.around.trace.note(format_args!("{one} is cut off"));
+        cut(&world, &[one], &far, world.faults.millis(500..2500), true).await;
     }
 }
 

@@ -507,9 +507,11 @@ async fn watch_leaders(node: Arc<Node>, around: Arc<Surroundings>) {
                 leader
             });
             if known != leader {
-                around
-                    .trace
-                    .fail(format_args!("{known} and {leader} lead term {}", now.term));
+                around.trace.fail(format_args!(
+                    "{known} and {leader} lead term {}, says {}",
+                    now.term,
+                    node.member()
+                ));
             }
         }
         if led.changed().await.is_err() {
@@ -550,7 +552,7 @@ async fn turn_store(
         if pace.wait_for(|pace| !pace.hangs).await.is_err() {
             return;
         }
-        let done = stepper.commit().and_then(|_| stepper.compact(5));
+        let done = stepper.commit().and_then(|more| Ok(stepper.compact(5)? | more));
         match done {
             Ok(true) => work.notify_one(),
             Ok(false) => {}

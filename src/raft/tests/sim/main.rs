@@ -10,6 +10,7 @@ mod machine;
 mod net;
 mod operator;
 mod plan;
+mod planted;
 mod tap;
 mod trace;
 mod watchers;

@@ -24,6 +24,8 @@ pub struct Plan {
     pub transfers: bool,
     pub reconfigures: bool,
     pub loses_disk: bool,
+    /// All that happens is that members which don't lead are cut off for a while: nothing that a leader should notice.
+    pub quiet: bool,
     pub faults: Faults,
 }
 
@@ -54,7 +56,8 @@ impl Plan {
         };
         let some = |percent| dice.chance(percent);
         let reconfigures = some(30);
-        Self {
+        let mut plan = Self {
+            quiet: false,
             watchers: dice.below(4) as usize,
             leases: dice.below(3) as i64,
             compacts: some(50),
@@ -85,6 +88,18 @@ impl Plan {
                 fails: some(20),
                 drift: some(50),
             },
+        };
+        if some(4) {
+            plan.be_quiet();
         }
+        plan
+    }
+
+    pub fn be_quiet(&mut self) {
+        self.quiet = true;
+        self.members = 3 + 2 * (self.members / 5);
+        self.transfers = false;
+        self.reconfigures = false;
+        self.loses_disk = false;
     }
 }

@@ -88,8 +88,8 @@ fn hear_panics() {
     });
 }
 
-/// Lives through the world of a seed.
-pub fn run(seed: u64, print: bool) -> Report {
+/// Lives through the world of a seed, as its plan is after `change`.
+pub fn run_changed(seed: u64, print: bool, change: impl FnOnce(&mut Plan)) -> Report {
     hear_panics();
     PANICKED.set(None);
     QUIET.set(true);
@@ -101,7 +101,7 @@ pub fn run(seed: u64, print: bool) -> Report {
     let mut report = runtime.block_on(async {
         // From here on the time stands at whole milliseconds of the runtime's own.
         sleep(Duration::from_millis(1)).await;
-        World::new(seed, print).live().await
+        World::new(seed, print, change).live().await
     });
     drop(runtime);
     QUIET.set(false);
@@ -112,10 +112,15 @@ pub fn run(seed: u64, print: bool) -> Report {
     report
 }
 
+pub fn run(seed: u64, print: bool) -> Report {
+    run_changed(seed, print, |_| {})
+}
+
 impl World {
-    fn new(seed: u64, print: bool) -> Arc<Self> {
+    fn new(seed: u64, print: bool, change: impl FnOnce(&mut Plan)) -> Arc<Self> {
         let root = Dice::new(seed);
-        let plan = Plan::new(&root);
+        let mut plan = Plan::new(&root);
+        change(&mut plan);
         let trace = Arc::new(Trace::new(print));
         trace.note(format_args!("{plan:?}"));
         let net = Net::new(
@@ -179,11 +184,17 @@ impl World {
         for number in 0..self.plan.watchers {
             watching.push(tokio::spawn(watchers::run(self.clone(), number)));
         }
+        let terms = self.around.leaders.lock().len();
         let trouble = self.trouble();
         sleep(Duration::from_millis(self.plan.trouble_ms)).await;
         trouble.iter().for_each(JoinHandle::abort);
         self.heal();
         let verdict = self.end(users, watching).await;
+        let later = self.around.leaders.lock().len() - terms;
+        if self.plan.quiet && later > 0 {
+            let why = "leaders were deposed by members that had been cut off";
+            self.around.trace.fail(format_args!("{why}, {later} times"));
+        }
         if let Err(what) = verdict {
             self.around.trace.fail(what);
         }
@@ -384,7 +395,14 @@ impl World {
             watcher.await.map_err(|error| error.to_string())?;
         }
         patience.abort();
-        self.judge_members()?;
+        let begun = Instant::now();
+        while let Err(what) = self.judge_members() {
+            // Whoever was removed hears of it when it asks.
+            if begun.elapsed() > ELECTION * PROGRESS_ELECTIONS {
+                return Err(what);
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
         self.judge_leases()?;
         self.judge()
     }

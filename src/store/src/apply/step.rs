@@ -264,6 +264,11 @@ impl<'s> Step<'s> {
     /// Deletes the lease and what is attached to it, in byte order and one revision. An expiry that another leader
     /// ordered does nothing: it may have missed a renewal.
     fn revoke(&mut self, id: i64, expired_in_term: u64) -> Result<Reply, Error> {
+        #[cfg(feature = "planted")]
+        let expired_in_term = match crate::planted::is(crate::planted::Bug::StaleLeaseRevoke) {
+            true => 0,
+            false => expired_in_term,
+        };
         if expired_in_term != 0 && expired_in_term != self.term {
             return Ok(Reply::Done);
         }

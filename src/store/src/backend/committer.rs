@@ -155,6 +155,10 @@ impl Committer {
         let mut count = 0;
         for change in &control.queue {
             bytes += change.bytes;
+            #[cfg(feature = "planted")]
+            if count > 0 && crate::planted::is(crate::planted::Bug::AppliedOutsideCommit) {
+                break;
+            }
             if count > 0 && bytes > self.options.commit_bytes {
                 break;
             }

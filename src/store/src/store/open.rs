@@ -83,6 +83,11 @@ impl Restored {
         // the entry of index 0.
         let fresh = recovered.revision == 0;
         let revision = recovered.revision.max(1);
+        #[cfg(feature = "planted")]
+        let revision = match crate::planted::is(crate::planted::Bug::LowerRevisionAfterCrash) {
+            true => (revision - 1).max(1),
+            false => revision,
+        };
         let compacted = if fresh { -1 } else { recovered.compacted };
         let applied = (!fresh).then_some(recovered.applied);
         let learners = ArcSwap::from_pointee(tables.members.learners());

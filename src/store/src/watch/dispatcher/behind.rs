@@ -241,6 +241,13 @@ impl Dispatcher {
             }
             Err(HistoryError::Compacted { at }) => {
                 let compacted = self.history.compacted().max(at);
+                #[cfg(feature = "planted")]
+                if crate::planted::is(crate::planted::Bug::EventDroppedAtCompaction) {
+                    let through = Revision(compacted);
+                    return members
+                        .into_iter()
+                        .for_each(|ticket| self.advance(ticket, None, through, through));
+                }
                 for ticket in members {
                     if self.watchers.redeem(ticket).is_some() {
                         self.bury(ticket.at, compacted);
