@@ -21,7 +21,8 @@ pub enum Bug {
     BarrierJoinedLate,
     /// A leader tells where it is without asking whether it still leads.
     ReadIndexUnasked,
-    /// An expiry that an earlier leader ordered is executed.
+    /// A leader ends leases without being certain that it still leads, and an expiry that an earlier leader ordered is
+    /// executed. Either check alone keeps leases alive.
     StaleLeaseRevoke,
     /// Whoever hears of no leader stands for election at once.
     NoPreVote,

@@ -29,7 +29,9 @@ impl Parts {
     /// The caller sets the time limit.
     pub(super) async fn confirm(&self, term: u64) -> Result<(), LeaseError> {
         #[cfg(feature = "planted")]
-        if quorate_store::planted::is(quorate_store::planted::Bug::LeaseRenewedByDeposed) {
+        if quorate_store::planted::is(quorate_store::planted::Bug::LeaseRenewedByDeposed)
+            || quorate_store::planted::is(quorate_store::planted::Bug::StaleLeaseRevoke)
+        {
             return Ok(());
         }
         if self.leads_lately(term) {

@@ -186,6 +186,10 @@ impl Parts {
             let metrics = metrics.borrow_watched();
             metrics.membership_config.membership().clone()
         };
+        // Its own removal is the last thing that a leader does: openraft has it lead on only until that is committed.
+        if !raft.voter_ids().any(|id| id == self.identity.member) {
+            return None;
+        }
         let ready = |id: u64| self.is_caught_up(id);
         next_step(&table, &raft, ready)
     }

@@ -80,7 +80,9 @@ impl Service {
             ));
         }
         let is_known = store.member(from).is_some() || own.known.contains(&hello.from);
-        if hello.from == own.member || !is_known {
+        // Only who leads can tell that somebody is no member: this one's table may be older than the other's membership,
+        // and the other may be the one to say so, as a leader or a candidate. etcd's members do the same.
+        if hello.from == own.member || !is_known && self.parts.leads() {
             return Err(refusal(
                 Reason::UnknownMember,
                 format!("member {from} is not known here"),

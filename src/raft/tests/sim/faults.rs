@@ -89,6 +89,8 @@ async fn happen(world: Arc<World>, fault: Fault) {
     };
     match fault {
         Fault::Pause => {
+            // Often the leader: others are hardly missed.
+            let one = world.leader().filter(|_| dice.chance(50)).unwrap_or(one);
             let Some((life, _)) = world.serving(one) else { return };
             note(&one);
             life.process.stop();

@@ -71,14 +71,16 @@ async fn one(world: &Arc<World>, id: i64) {
     if matches!(attached, Asked::Done(Ok((_, Ok(_))))) {
         lease.key = Some(key_of(id));
     }
-    let renewals = dice.below(6);
+    let renewals = dice.below(world.plan.renewals);
     for _ in 0..renewals {
-        sleep(dice.millis(50..900)).await;
+        sleep(dice.millis(50..600)).await;
         let called = Instant::now();
         let renewed = world
-            .ask(world.some_member(), patience, move |_, node| async move {
-                node.renew(id).await
-            })
+            .ask(
+                world.some_member(),
+                ELECTION * (1 + dice.below(3) as u32),
+                move |_, node| async move { node.renew(id).await },
+            )
             .await;
         match renewed {
             Asked::Done(Ok(Some(granted))) => {
@@ -105,6 +107,8 @@ async fn one(world: &Arc<World>, id: i64) {
         lease.revoked = Some(Instant::now());
         let revoke = Command::LeaseRevoke(LeaseRevoke { id, expired_in_term: 0 });
         if let Asked::Done(Ok((_, Ok(_)))) = world.command(world.some_member(), patience, revoke).await {
+            // A leader that was deposed may vouch for half an election timeout more for what it said before.
+            sleep(ELECTION).await;
             let renewed = world
                 .ask(world.some_member(), patience, move |_, node| async move {
                     node.renew(id).await

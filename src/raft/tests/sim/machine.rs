@@ -347,6 +347,10 @@ impl Machine {
                 incarnation: self.incarnation,
                 boot: self.boot,
             },
+            incarnation_of: {
+                let store = store.clone();
+                Arc::new(move |member| store.incarnation(MemberId(member)))
+            },
             book: Arc::new(move || match book_store.cluster_id() {
                 Some(_) => book_store.members().into_iter().map(|member| member.id).collect(),
                 None => known.clone(),

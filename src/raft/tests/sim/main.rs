@@ -1,4 +1,19 @@
 //! Clusters in one process on bad disks, bad networks and bad clocks, again and again the same from the same seed.
+//!
+//! ```text
+//!   seed ─► plan ─► world ─┬─ machines: log and store on twins of disks, a raft node, a watch hub; one process each
+//!                          ├─ net: connections that are slow, cut and broken
+//!                          ├─ clients, watchers, leases: what they were answered is recorded
+//!                          ├─ operator: members come and go, leadership moves, compaction
+//!                          └─ faults: overlapping
+//!                   then all is well again: everybody goes on, comes to the same state, and the records are judged
+//! ```
+//!
+//! `QUORATE_SIM_SEED=n … -- --nocapture seeds` replays one seed and tells what happens (`QUORATE_SIM_MARKS=1`: every
+//! message, too), `QUORATE_SIM_SEEDS=a..b` or a number runs many.
+//!
+//! Known not to hold yet: 926 (the leader of two restarts after it removed the other, whose vote it then needs and which it
+//! does not let in) and 613 (a learner that was removed while it was away goes on).
 
 #![allow(clippy::unwrap_used)]
 
@@ -40,8 +55,8 @@ fn seeds() -> std::ops::Range<u64> {
             Some((from, to)) => from.parse().unwrap()..to.parse().unwrap(),
             None => 0..asked.parse().unwrap(),
         },
-        // Known not to hold yet: 43 (a member that is removed while it is cut off goes on), 74 (one that was wiped answers).
-        Err(_) => 0..40,
+
+        Err(_) => 0..500,
     }
 }
 

@@ -181,6 +181,9 @@ impl Net {
 /// The other members, as this one's table or what it was told says.
 pub type Book = Arc<dyn Fn() -> BTreeSet<u64> + Send + Sync>;
 
+/// Which data directory a member published from.
+pub type IncarnationOf = Arc<dyn Fn(u64) -> Option<u64> + Send + Sync>;
+
 /// Called with what a peer refused this member for.
 pub type OnRefused = Arc<dyn Fn(Reason, &str) + Send + Sync>;
 
@@ -191,6 +194,8 @@ pub struct Links {
     /// But for whom it is for.
     pub hello: Hello,
     pub book: Book,
+    /// Whose data a member has, where the table knows.
+    pub incarnation_of: IncarnationOf,
     pub on_refused: OnRefused,
     pub peers: Mutex<BTreeMap<u64, Peer>>,
 }
@@ -221,6 +226,7 @@ impl Links {
                 net: self.net.clone(),
                 number,
                 hello: self.hello(to),
+                incarnation_of: self.incarnation_of.clone(),
                 entrance: entrance.clone(),
                 up_since,
                 on_refused: self.on_refused.clone(),

@@ -20,6 +20,8 @@ pub struct Plan {
     pub rest_ms: u64,
     pub watchers: usize,
     pub leases: i64,
+    /// Of each lease, at most.
+    pub renewals: u64,
     pub compacts: bool,
     pub transfers: bool,
     pub reconfigures: bool,
@@ -29,7 +31,7 @@ pub struct Plan {
     pub faults: Faults,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Faults {
     pub pauses: bool,
     pub kills: bool,
@@ -57,9 +59,10 @@ impl Plan {
         let some = |percent| dice.chance(percent);
         let reconfigures = some(30);
         let mut plan = Self {
-            quiet: false,
+            quiet: some(4),
             watchers: dice.below(4) as usize,
             leases: dice.below(3) as i64,
+            renewals: 6,
             compacts: some(50),
             transfers: some(30),
             reconfigures,
@@ -67,7 +70,7 @@ impl Plan {
             members,
             clients: 2 + dice.below(4) as usize,
             keys: 1 + dice.below(4),
-            think_ms: 5 << dice.below(5),
+            think_ms: 10 << dice.below(4),
             trouble_ms: 3000 + dice.below(5000),
             snapshot_count: 10 + dice.below(60),
             catchup_entries: dice.below(20),
@@ -89,14 +92,15 @@ impl Plan {
                 drift: some(50),
             },
         };
-        if some(4) {
-            plan.be_quiet();
-        }
+        plan.settle();
         plan
     }
 
-    pub fn be_quiet(&mut self) {
-        self.quiet = true;
+    /// What some choices mean for others.
+    pub fn settle(&mut self) {
+        if !self.quiet {
+            return;
+        }
         self.members = 3 + 2 * (self.members / 5);
         self.transfers = false;
         self.reconfigures = false;

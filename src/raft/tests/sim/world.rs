@@ -121,6 +121,7 @@ impl World {
         let root = Dice::new(seed);
         let mut plan = Plan::new(&root);
         change(&mut plan);
+        plan.settle();
         let trace = Arc::new(Trace::new(print));
         trace.note(format_args!("{plan:?}"));
         let net = Net::new(

@@ -1,10 +1,11 @@
 //! One lane of a link, on the side that asks.
 
 use super::pipe::{Receiver, Sender, pipe};
-use super::{Endpoint, Net, OnRefused, PATIENCE, serve};
+use super::{Endpoint, IncarnationOf, Net, OnRefused, PATIENCE, serve};
 use parking_lot::Mutex;
 use quorate_api::proto::quorate::peer::{Hello, Refused};
 use quorate_raft::peer::{Answer, PeerError, Reason, Request};
+use quorate_store::planted::{self, Bug};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,7 @@ pub struct Lane {
     /// Which of the lanes, for the trace.
     pub number: u64,
     pub hello: Hello,
+    pub incarnation_of: IncarnationOf,
     pub entrance: Arc<Entrance>,
     pub up_since: Arc<Mutex<Option<Instant>>>,
     pub on_refused: OnRefused,
@@ -113,7 +115,15 @@ impl Lane {
         };
         connection.requests.send((0, Request::Hello(self.hello)));
         match timeout(WELCOME_PATIENCE, connection.answers.next()).await {
-            Ok(Some((_, Answer::Welcome(_)))) => Ok(connection),
+            Ok(Some((_, Answer::Welcome(welcome)))) => {
+                let known = (self.incarnation_of)(to);
+                // Who came back without its data does not answer for what it had.
+                let other = known.is_some_and(|known| known != welcome.incarnation);
+                if other && !planted::is(Bug::WipedCounted) {
+                    return Err(Ended::Gone);
+                }
+                Ok(connection)
+            }
             Ok(Some((_, Answer::Refused(refused)))) => Err(Ended::Refused(refused)),
             _ => Err(Ended::Gone),
         }
