@@ -9,6 +9,7 @@
 //! A read joins only a barrier that has not been sent yet; later reads form the next one. An attempt that fails is
 //! never continued: the next one asks anew, so that no answer from an earlier term can vouch for a later read.
 
+use crate::alone::Alone;
 use crate::leadership::{Leadership, Led};
 use crate::peer::{Answer, Lane, Network, Request};
 use crate::runtime::watch;
@@ -71,13 +72,11 @@ impl Waiting {
 }
 
 /// Shared by all request handlers.
-#[derive(Default)]
 pub struct Barrier {
     waiting: Mutex<Waiting>,
     wake: Notify,
     stopped: AtomicBool,
-    /// This member is the only voter and leads.
-    alone: AtomicBool,
+    alone: Arc<Alone>,
     failed: AtomicU64,
 }
 
@@ -90,12 +89,22 @@ pub(crate) struct Ways {
 }
 
 impl Barrier {
+    pub(crate) fn new(alone: Arc<Alone>) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            wake: Notify::new(),
+            stopped: AtomicBool::new(false),
+            alone,
+            failed: AtomicU64::new(0),
+        }
+    }
+
     /// Returns once this member has applied everything that was acknowledged, anywhere, before the call. The caller
     /// sets its own time limit.
     pub async fn pass(&self) -> Result<(), BarrierError> {
         // A sole voter needs to ask nobody. Whatever was acknowledged was acknowledged by its own apply, so local
         // state has it; and nobody else can lead without an entry in this member's log.
-        if self.alone.load(Ordering::Acquire) {
+        if self.alone.is_alone() {
             return Ok(());
         }
         let (tx, rx) = oneshot::channel();
@@ -123,23 +132,13 @@ impl Barrier {
         Ok(())
     }
 
-    /// Says whether this member is the only voter, has won its election and has applied what it found in its log. To be
-    /// taken back *before* another voter is proposed.
-    pub(crate) fn set_alone(&self, alone: bool) {
-        self.alone.store(alone, Ordering::Release);
-    }
-
-    pub(crate) fn is_alone(&self) -> bool {
-        self.alone.load(Ordering::Acquire)
-    }
-
     /// Rounds that failed.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
 
     pub(crate) fn close(&self) {
-        self.set_alone(false);
+        self.alone.end();
         {
             let mut waiting = self.waiting.lock();
             self.stopped.store(true, Ordering::Release);
@@ -224,6 +223,7 @@ impl Ways {
             }
         };
         tokio::select! {
+            biased;
             asked = tokio::time::timeout(RETRY, asked) => asked.unwrap_or(Asked::Nothing),
             // Whoever was asked has lost its leadership or is about to hear so.
             () = another(&mut self.led, led) => Asked::Nothing,

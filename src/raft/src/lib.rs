@@ -24,6 +24,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod alone;
 pub mod barrier;
 pub mod batch;
 mod flights;

@@ -3,6 +3,7 @@
 
 mod flushed;
 
+use crate::alone::Alone;
 use crate::batch;
 use crate::types::{Entry, LogId, TypeConfig, Vote, log_id, position};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -40,6 +41,7 @@ pub struct LogStore {
     marks: Arc<Mutex<Marks>>,
     syncs: Arc<Syncs>,
     flushed: Flushed,
+    alone: Arc<Alone>,
 }
 
 /// Where in the log each so many bytes begin, as far as this process has appended them.
@@ -127,12 +129,23 @@ impl LogStore {
             marks: Arc::default(),
             syncs: Arc::default(),
             flushed: Flushed::upto(last.map_or(0, |last| last.index)),
+            alone: Arc::default(),
         }
     }
 
     /// Up to where the log is durable.
     pub fn flushed(&self) -> Flushed {
         self.flushed.clone()
+    }
+
+    /// Whether this member is the only voter, by the newest membership in the log.
+    pub fn alone(&self) -> Arc<Alone> {
+        self.alone.clone()
+    }
+
+    /// The last that was saved.
+    pub fn vote(&self) -> io::Result<Option<Vote>> {
+        self.wal.vote().map(decode_vote).transpose()
     }
 
     /// Payload bytes appended by this process so far: with it, purging follows the size of the log.
@@ -266,7 +279,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
-        self.wal.vote().map(decode_vote).transpose()
+        self.vote()
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
@@ -326,8 +339,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .into_iter()
             .map(|entry| {
                 reserved &= !matches!(entry.payload, EntryPayload::Normal(_));
+                let pos = to_pos(entry.log_id());
+                if let EntryPayload::Membership(_) = entry.payload {
+                    self.alone.membership_appended(pos.index);
+                }
                 quorate_wal::Entry {
-                    pos: to_pos(entry.log_id()),
+                    pos,
                     payload: batch::encode(&entry.payload),
                 }
             })

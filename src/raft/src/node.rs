@@ -24,6 +24,7 @@ mod start;
 mod stop;
 mod transfer;
 
+use crate::alone::Alone;
 use crate::barrier::Barrier;
 use crate::leadership::{Leadership, Led};
 use crate::lessor::{Clock, Lessor};
@@ -42,6 +43,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -104,9 +106,10 @@ pub(crate) struct Parts {
     pub identity: Identity,
     pub proposer: Arc<Proposer>,
     pub barrier: Arc<Barrier>,
+    pub alone: Arc<Alone>,
     pub lessor: Arc<Lessor>,
     pub network: Arc<dyn Network>,
-    /// Incarnations of members as the table had them last, or as they were first seen where it does not know yet.
+    /// Incarnations of members as they were first seen, where the table does not know them yet.
     pub seen: Mutex<BTreeMap<u64, u64>>,
     /// When a leader was last heard, and which.
     pub heard: Mutex<Option<Heard>>,
@@ -121,6 +124,8 @@ pub(crate) struct Parts {
     left: watch::Sender<bool>,
     /// The end of consensus is wanted.
     stopping: AtomicBool,
+    /// Whoever works on a peer's request is inside. Closed at the end.
+    pub door: RwLock<()>,
     on_removed: Arc<dyn Fn() + Send + Sync>,
 }
 

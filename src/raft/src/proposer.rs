@@ -235,8 +235,9 @@ impl Proposer {
 
     /// While leadership is given away, what comes waits for the next leader.
     pub(crate) fn hold(&self, held: bool) {
-        self.held.store(held, Ordering::Release);
-        self.wake.notify_one();
+        if self.held.swap(held, Ordering::AcqRel) != held {
+            self.wake.notify_one();
+        }
     }
 
     /// Sends batches to whoever leads, until closed and empty.

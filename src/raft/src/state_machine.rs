@@ -3,7 +3,7 @@
 //! A batch's commands are applied in order and its waiters answered in one pass, by this member, from its own apply:
 //! that is what keeps a later read on the same endpoint from going back in time.
 
-use crate::barrier::Barrier;
+use crate::alone::Alone;
 use crate::batch;
 use crate::lessor::{Lessor, Monotonic, Remainder};
 use crate::log_store::Flushed;
@@ -40,7 +40,7 @@ pub enum SnapshotData {
 pub struct Listeners {
     pub proposer: Arc<Proposer>,
     pub lessor: Arc<Lessor>,
-    pub barrier: Arc<Barrier>,
+    pub alone: Arc<Alone>,
     pub observer: Arc<dyn Observer>,
     /// Position of the last entry that was applied.
     pub applied: watch::Sender<u64>,
@@ -57,7 +57,7 @@ impl Listeners {
         let listeners = Self {
             proposer: Arc::new(Proposer::new(Whose::default(), LogSpace::endless())),
             lessor: Arc::new(Lessor::new(Box::new(Monotonic::default()))),
-            barrier: Arc::default(),
+            alone: Arc::default(),
             observer: Arc::new(()),
             applied,
             members_changed: watch::Sender::new(()),
@@ -180,8 +180,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMetaOf<TypeConfig>,
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
-        // From here on local state may be behind what others acknowledged.
-        self.listeners.barrier.set_alone(false);
+        self.listeners.alone.doubt();
         let received = match snapshot {
             SnapshotData::Received(received) => *received,
             SnapshotData::Image(image) => {

@@ -175,7 +175,6 @@ fn start(
     let on_removed: Arc<dyn Fn() + Send + Sync> = Arc::new(move || drop(removed_tx.send(Ended::Removed)));
     // Consensus and its links have threads of their own, so that heartbeats never starve behind requests.
     let threads = Threads::start()?;
-    let peer_runtime = threads.handle().cloned().unwrap_or_else(|| runtime.handle().clone());
 
     let registry = Arc::new(Registry::new());
     let peer_metrics = Arc::new(metrics::peers::Peers::new(&registry, config.heartbeat_interval)?);
@@ -214,7 +213,7 @@ fn start(
         peer_tls,
         gate,
         peers: peers.clone(),
-        peer_runtime: peer_runtime.clone(),
+        peer_runtime: threads.handle().clone(),
     };
     ports.serve(bound);
 
@@ -238,7 +237,6 @@ fn start(
             peer_metrics,
             dialer,
             threads,
-            peer_runtime,
             on_fatal,
             on_removed,
         };
@@ -262,11 +260,7 @@ fn start(
             Some(ended) = died.recv() => Early::Ended(ended),
         }
     });
-    let started = member_started.lock().take();
-    let (member, data_dir) = match started {
-        Some((member, data_dir)) => (Some(member), Some(data_dir)),
-        None => (None, None),
-    };
+    let (member, data_dir) = member_started.lock().take().unzip();
     *locked = data_dir;
     let ended = match ended {
         Early::Failed(error) => {

@@ -28,13 +28,23 @@ use crate::backend::{SystemTable, SystemWrite};
 
 pub(crate) const CLUSTER_ID_RECORD: &[u8] = b"cluster-id";
 
+/// What the table says of an id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub is_member: bool,
+    pub is_removed: bool,
+    /// The data directory that it published from, if it has.
+    pub incarnation: Option<u64>,
+}
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Members {
     cluster_id: Option<u64>,
     by_id: BTreeMap<u64, Member>,
-    /// Never to be used again.
-    removed: BTreeSet<u64>,
-    /// The data directory that each member published from. One that comes with another has lost what it acknowledged.
+    /// Never to be used again, as they were: who has lost its row may still be needed to let it go.
+    removed: BTreeMap<u64, Member>,
+    /// The data directory that each member published from, those that are removed included. One that comes with another
+    /// has lost what it acknowledged.
     incarnations: BTreeMap<u64, u64>,
 }
 
@@ -48,6 +58,20 @@ impl Members {
         self.by_id.values().cloned().collect()
     }
 
+    /// Those, and who is removed and still counted by raft.
+    pub fn with_leaving(&self, counted: &BTreeSet<u64>) -> Vec<Member> {
+        let leaving = counted.iter().filter_map(|id| self.removed.get(id));
+        self.by_id.values().chain(leaving).cloned().collect()
+    }
+
+    pub fn standing(&self, id: MemberId) -> Standing {
+        Standing {
+            is_member: self.by_id.contains_key(&id.0),
+            is_removed: self.removed.contains_key(&id.0),
+            incarnation: self.incarnation(id),
+        }
+    }
+
     pub fn get(&self, id: MemberId) -> Option<&Member> {
         self.by_id.get(&id.0)
     }
@@ -58,7 +82,7 @@ impl Members {
     }
 
     pub fn is_removed(&self, id: MemberId) -> bool {
-        self.removed.contains(&id.0)
+        self.removed.contains_key(&id.0)
     }
 
     pub fn incarnation(&self, id: MemberId) -> Option<u64> {
@@ -91,7 +115,7 @@ impl Members {
         if strict && !is_learner && !reconfig::may_add_voter(self.by_id.values()) {
             return Err(Answer::MemberNotEnoughStarted);
         }
-        if id == 0 || self.removed.contains(&id) {
+        if id == 0 || self.removed.contains_key(&id) {
             return Err(Answer::MemberNotFound);
         }
         if self.by_id.contains_key(&id) {
@@ -142,18 +166,15 @@ impl Members {
         if strict && !reconfig::may_remove(self.by_id.values(), id) {
             return Err(Answer::MemberNotEnoughStarted);
         }
-        self.find(id)?;
+        let removed = self.find(id)?.clone();
         // Whoever switched the strict check off may lose the quorum, but nobody wants what nothing can follow.
         if reconfig::is_end(self.by_id.values(), id) {
             return Err(Answer::MemberNotEnoughStarted);
         }
         self.by_id.remove(&id);
-        self.removed.insert(id);
         system.push((SystemTable::Member, key(id), None));
-        system.push((SystemTable::Removed, key(id), Some(Bytes::new())));
-        if self.incarnations.remove(&id).is_some() {
-            system.push((SystemTable::Incarnation, key(id), None));
-        }
+        system.push((SystemTable::Removed, key(id), Some(removed.encode_to_vec().into())));
+        self.removed.insert(id, removed);
         Ok(())
     }
 
@@ -212,9 +233,9 @@ impl Members {
                 }
                 _ => false,
             },
-            SystemTable::Removed => match name.try_into() {
-                Ok(id) => self.removed.insert(u64::from_be_bytes(id)),
-                Err(_) => false,
+            SystemTable::Removed => match Member::decode(value) {
+                Ok(member) if name == member.id.to_be_bytes() => self.removed.insert(member.id, member).is_none(),
+                _ => false,
             },
             SystemTable::Incarnation => match (name.try_into(), value.try_into()) {
                 (Ok(id), Ok(incarnation)) => {

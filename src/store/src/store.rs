@@ -22,6 +22,7 @@ mod install;
 mod open;
 mod read;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
@@ -36,6 +37,7 @@ use crate::backend::{self, Applied, Backend, Durable, Sizes};
 use crate::error::Error;
 use crate::event::EventBatch;
 use crate::lease::LeaseInfo;
+use crate::members::Standing;
 use crate::mvcc::index::Index;
 use crate::mvcc::reads::OpenReads;
 use crate::mvcc::values::Values;
@@ -192,6 +194,16 @@ impl Store {
     /// Which data directory a member published from last; None before it did.
     pub fn incarnation(&self, id: MemberId) -> Option<u64> {
         self.root.current.load().tables.read().members.incarnation(id)
+    }
+
+    /// What is known of an id, in one look.
+    pub fn standing(&self, id: MemberId) -> Standing {
+        self.root.current.load().tables.read().members.standing(id)
+    }
+
+    /// The members, and who is removed and among `counted`: whoever consensus may have to talk to.
+    pub fn members_and_leaving(&self, counted: &BTreeSet<u64>) -> Vec<Member> {
+        self.root.current.load().tables.read().members.with_leaving(counted)
     }
 
     /// The member was here once; its id never comes back.

@@ -293,7 +293,13 @@ fn removed_member_stays_removed() {
     let check = |node: &mut Node| {
         assert!(node.store.is_removed(MemberId(2)));
         assert_eq!(node.ids(), [1, 3]);
-        assert_eq!(node.store.incarnation(MemberId(2)), None);
+        // Until consensus has let it go it may be needed, it and not a wiped one.
+        let standing = node.store.standing(MemberId(2));
+        assert!(standing.is_removed && !standing.is_member && standing.incarnation == Some(2));
+        let leaving = node.store.members_and_leaving(&[1, 2].into());
+        assert_eq!(leaving.iter().map(|member| member.id).collect::<Vec<_>>(), [1, 3, 2]);
+        assert_eq!(leaving[2].peer_ur_ls, [url(2)]);
+        assert_eq!(node.store.members_and_leaving(&[1].into()).len(), 2);
         assert_eq!(node.store.origin(2), None);
         assert_eq!(node.store.incarnation(MemberId(3)), Some(3));
         for command in [

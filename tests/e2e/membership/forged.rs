@@ -132,7 +132,7 @@ fn a_peer_that_lies_is_refused_and_nothing_is_lost() {
     for to in [leader, asked] {
         let mut lie = lie(&mut cluster, down, to);
         wait_for(async move {
-            strangers(&lie).await;
+            strangers(&lie, to == leader).await;
             lie.hello.incarnation = incarnation;
             links(&lie).await;
             snapshots(&lie).await;
@@ -151,14 +151,13 @@ fn a_peer_that_lies_is_refused_and_nothing_is_lost() {
 }
 
 /// Whoever is not who it says, or says it to somebody else.
-async fn strangers(lie: &Lie) {
+async fn strangers(lie: &Lie, to_leader: bool) {
     let right = lie.hello;
     for (hello, reason) in [
         (right, Reason::OtherIncarnation),
         (Hello { protocol: 0, ..right }, Reason::OtherProtocol),
         (Hello { cluster_id: 1, ..right }, Reason::OtherCluster),
         (Hello { to: 7, ..right }, Reason::WrongMember),
-        (Hello { from: 7, ..right }, Reason::UnknownMember),
         (
             Hello {
                 from: right.to,
@@ -175,6 +174,34 @@ async fn strangers(lie: &Lie) {
             Err(other) => panic!("{hello:?} is answered {other:?}"),
             Ok(_) => panic!("{hello:?} is let in"),
         }
+    }
+    let unknown = Hello { from: 7, ..right };
+    match Liar::connect(&lie.peers, &unknown).await {
+        Err(answer::Body::Refused(refused)) if to_leader => assert_eq!(refused.reason(), Reason::UnknownMember),
+        // Whoever does not lead can't tell that there is no such member, and does nothing for it.
+        Ok(mut liar) if !to_leader => nothing_for_a_stranger(lie, &mut liar).await,
+        Ok(_) => panic!("{unknown:?} is let in by the leader"),
+        Err(other) => panic!("{unknown:?} is answered {other:?}"),
+    }
+}
+
+async fn nothing_for_a_stranger(lie: &Lie, stranger: &mut Liar) {
+    let asks = VoteRequest {
+        vote: Some(Vote {
+            term: lie.term + 1,
+            voted_for: 7,
+            committed: false,
+        }),
+        last: Some(id(lie.term, lie.last + 1)),
+        transfer: false,
+    };
+    match stranger.ask(Body::PreVote(asks)).await {
+        Some(answer::Body::PreVote(vote)) => assert!(!vote.granted, "there is a leader: {vote:?}"),
+        other => panic!("a pre-vote is answered {other:?}"),
+    }
+    match stranger.ask(Body::ReadIndex(ReadIndex {})).await {
+        Some(answer::Body::ReadIndex(read)) => assert_eq!(read.index, 0),
+        other => panic!("a read is answered {other:?}"),
     }
 }
 

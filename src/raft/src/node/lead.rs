@@ -51,7 +51,7 @@ impl Parts {
         if !self.leads_in(term) {
             return false;
         }
-        if self.barrier.is_alone() {
+        if self.alone.is_alone() {
             return true;
         }
         let metrics = self.raft.metrics();

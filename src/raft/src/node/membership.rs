@@ -18,7 +18,7 @@
 //! On every member, links follow the table and whoever is leaving.
 
 use super::{Node, Parts};
-use crate::types::Membership;
+use crate::types::{Membership, position};
 use openraft::async_runtime::WatchReceiver;
 use openraft::error::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, EmptyNode};
@@ -85,8 +85,6 @@ impl Parts {
             return false;
         }
         info!(%step, "raft's membership follows the members table");
-        // Before another voter is proposed: from then on a read has to ask.
-        self.barrier.set_alone(false);
         let change = self.raft.change_membership(step.clone(), retain);
         match timeout(STEP_PATIENCE, change).await {
             Ok(Ok(_)) => return true,
@@ -200,8 +198,8 @@ impl Parts {
     }
 
     /// The last voter left may read without asking, as if it had always been alone, once its own vote decides all.
-    fn find_out_whether_alone(&self) {
-        if self.barrier.is_alone() {
+    pub(super) fn find_out_whether_alone(&self) {
+        if self.alone.is_alone() {
             return;
         }
         let metrics = self.raft.metrics();
@@ -209,8 +207,8 @@ impl Parts {
         let settled = metrics.membership_config == metrics.committed_membership_config;
         let membership = metrics.membership_config.membership();
         let alone = membership.get_joint_config().len() == 1 && membership.voter_ids().eq([self.identity.member]);
-        if settled && alone {
-            self.barrier.set_alone(true);
+        if let Some(found) = metrics.membership_config.log_id().filter(|_| settled && alone) {
+            self.alone.found_alone(position(found.index));
         }
     }
 }

@@ -23,7 +23,14 @@ use tracing::{error, info};
 const LOST_PERCENT: u32 = 150;
 
 /// Runs until consensus ends. Unless that was wanted, everybody who waits hears of it, and the process should end.
-pub(super) async fn observe(parts: Arc<Parts>, on_fatal: Arc<dyn Fn(String) + Send + Sync>, heartbeat: Duration) {
+///
+/// `found` is the term that the log had at the start. Whether or not this member led it, that has ended.
+pub(super) async fn observe(
+    parts: Arc<Parts>,
+    on_fatal: Arc<dyn Fn(String) + Send + Sync>,
+    heartbeat: Duration,
+    found: u64,
+) {
     // Changes with roles, votes and membership only; `metrics` would wake this several times a batch.
     let mut metrics = parts.raft.server_metrics();
     let mut led_term = None;
@@ -35,9 +42,11 @@ pub(super) async fn observe(parts: Arc<Parts>, on_fatal: Arc<dyn Fn(String) + Se
             let vote = metrics.borrow_and_update().vote;
             (vote.leader_id.term, vote.committed.then_some(vote.leader_id.voted_for))
         };
+        let own = parts.identity.member;
+        let leader = leader.filter(|leader| *leader != own || term > found);
         let leader = leader.filter(|leader| parts.is_there(term, *leader));
         parts.view.publish(term, leader);
-        let leads = leader == Some(parts.identity.member);
+        let leads = leader == Some(own);
         if leads && led_term != Some(term) {
             tokio::select! {
                 biased;
@@ -56,6 +65,7 @@ pub(super) async fn observe(parts: Arc<Parts>, on_fatal: Arc<dyn Fn(String) + Se
             parts.leading.send_replace(false);
         }
         tokio::select! {
+            biased;
             changed = metrics.changed() => if changed.is_err() { break },
             _ = looks.tick() => {}
         }
@@ -103,10 +113,13 @@ impl super::View {
 }
 
 impl Parts {
-    /// Notes a leader's sign of life.
+    /// Notes a leader's sign of life. One of an earlier term does not know yet that it leads nobody.
     pub(crate) fn heard(&self, term: u64, leader: u64) {
         let at = Instant::now();
-        *self.heard.lock() = Some(Heard { term, leader, at });
+        let mut heard = self.heard.lock();
+        if heard.is_none_or(|heard| heard.term <= term) {
+            *heard = Some(Heard { term, leader, at });
+        }
     }
 
     /// Whether the leader of a term still leads somebody, as far as this member can tell.
@@ -134,8 +147,8 @@ impl Parts {
     async fn take_over(&self, term: u64) {
         let data = self.raft.data_metrics();
         let last = data.borrow_watched().last_log;
-        // A leader begins its term with a blank entry. Without one this is the vote of an earlier term, seen before the
-        // new one; and when apply has ended, so will consensus. Either way there is more to hear.
+        // A leader begins its term with a blank entry. Without one this is an earlier term, and the next is about to be
+        // heard of; and when apply has ended, so will consensus. Either way there is more to hear.
         let Some(last) = last.filter(|last| last.leader_id.term == term) else {
             return std::future::pending().await;
         };

@@ -51,7 +51,7 @@ pub(super) async fn run(parts: Arc<Parts>, log: LogStore, schedule: Schedule) {
         let kept = safe
             .saturating_sub(reserve)
             .max(log.with_bytes_behind(RESERVE_BYTES).min(safe));
-        let wanted = if parts.barrier.is_alone() { safe } else { kept };
+        let wanted = if parts.alone.is_alone() { safe } else { kept };
         let held = holds.least().filter(|_| !short_of_space).unwrap_or(u64::MAX);
         let upto = wanted.min(held);
         if upto <= purged || !(long || large || short_of_space) {

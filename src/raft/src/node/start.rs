@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::runtime::{Handle, Runtime};
+use tokio::sync::RwLock;
 
 /// Threads for openraft, apply and the peers.
 const THREADS: usize = 2;
@@ -47,7 +48,11 @@ impl StartError {
 
 /// Where consensus and the peers run, apart from requests.
 #[derive(Debug)]
-pub struct Threads(Option<Runtime>);
+pub struct Threads {
+    /// Gone once the node has ended.
+    runtime: Option<Runtime>,
+    handle: Handle,
+}
 
 impl Threads {
     pub fn start() -> Result<Self, StartError> {
@@ -57,23 +62,26 @@ impl Threads {
             .enable_all()
             .build()
             .map_err(StartError::Runtime)?;
-        Ok(Self(Some(runtime)))
+        Ok(Self {
+            handle: runtime.handle().clone(),
+            runtime: Some(runtime),
+        })
     }
 
     pub(super) fn take(&mut self) -> Option<Runtime> {
-        self.0.take()
+        self.runtime.take()
     }
 
     /// To start on them what talks to peers.
-    pub fn handle(&self) -> Option<&Handle> {
-        self.0.as_ref().map(Runtime::handle)
+    pub fn handle(&self) -> &Handle {
+        &self.handle
     }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
         // A runtime that is merely dropped waits for its threads, which panics where nobody may wait.
-        if let Some(runtime) = self.0.take() {
+        if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
@@ -113,10 +121,7 @@ impl Node {
         store: Store,
         applier: Applier,
     ) -> Result<Arc<Self>, StartError> {
-        let Some(handle) = threads.handle() else {
-            return Err(StartError::Settings("the threads of consensus have ended".to_owned()));
-        };
-        let node = handle.block_on(Self::launch(options, wal, store, applier))?;
+        let node = threads.handle().block_on(Self::launch(options, wal, store, applier))?;
         *node.threads.lock() = Some(threads);
         Ok(node)
     }
@@ -140,17 +145,18 @@ impl Node {
             boot: identity.boot,
         };
         let proposer = Arc::new(Proposer::new(whose, LogSpace::of(wal.clone())));
-        let barrier = Arc::new(Barrier::default());
         let checkpoint_period = options.lease_checkpoint_period;
         let clock = Box::new(options.clock.clone());
         let lessor = Arc::new(Lessor::with_checkpoints(clock, checkpoint_period));
         let members_changed = watch::Sender::new(());
         let (applied_tx, applied) = watch::channel(applier.applied().map_or(0, |applied| applied.index));
         let log = LogStore::new(wal.clone());
+        let found = log.vote().map_err(StartError::raft)?;
+        let barrier = Arc::new(Barrier::new(log.alone()));
         let listeners = Listeners {
             proposer: proposer.clone(),
             lessor: lessor.clone(),
-            barrier: barrier.clone(),
+            alone: log.alone(),
             observer: options.observer.clone(),
             applied: applied_tx,
             members_changed: members_changed.clone(),
@@ -173,6 +179,7 @@ impl Node {
             identity,
             proposer: proposer.clone(),
             barrier: barrier.clone(),
+            alone: log.alone(),
             lessor,
             network: network.clone(),
             seen: Mutex::default(),
@@ -184,11 +191,17 @@ impl Node {
             members_changed,
             left: watch::Sender::new(false),
             stopping: AtomicBool::new(false),
+            door: RwLock::default(),
             on_removed: options.on_removed,
         });
         let led = parts.view.led.subscribe();
         let mut tasks = vec![
-            runtime::spawn(observe(parts.clone(), options.on_fatal, options.heartbeat)),
+            runtime::spawn(observe(
+                parts.clone(),
+                options.on_fatal,
+                options.heartbeat,
+                found.map_or(0, |vote| vote.leader_id.term),
+            )),
             runtime::spawn(proposer.run(proposer::Ways {
                 raft: raft.clone(),
                 network: network.clone(),
@@ -248,7 +261,7 @@ impl Parts {
             _ = leading.wait_for(|leading| *leading) => {}
             reason = ended(&self.raft) => return Err(StartError::raft(reason)),
         }
-        self.barrier.set_alone(true);
+        self.find_out_whether_alone();
         Ok(())
     }
 

@@ -12,6 +12,9 @@ use tracing::warn;
 /// Threads of the runtime may take this long to come to an end.
 const THREADS_PATIENCE: Duration = Duration::from_millis(100);
 
+/// What peers have asked for takes a write to the log.
+const PEERS_PATIENCE: Duration = Duration::from_millis(200);
+
 impl Node {
     /// Answers what was accepted, then closes log and store. What is not done within `limit` is left to the next start.
     /// Blocks; call it off the async threads.
@@ -22,14 +25,17 @@ impl Node {
             return;
         };
         self.parts.proposer.close();
-        runtime.block_on(async {
+        let _closed = runtime.block_on(async {
             self.drain(limit / 2).await;
             self.parts.stopping.store(true, Ordering::Release);
             self.parts.barrier.close();
             self.tasks.lock().drain(..).for_each(|task| task.abort());
+            // Consensus calls it an error to be asked when it has ended, and this is none.
+            let closed = timeout(left().min(PEERS_PATIENCE), self.parts.door.write()).await;
             if timeout(left(), self.parts.raft.shutdown()).await.is_err() {
                 warn!("raft did not end in time");
             }
+            closed
         });
         self.parts.proposer.abandon(ProposeError::Stopped);
         runtime.shutdown_timeout(left().min(THREADS_PATIENCE));

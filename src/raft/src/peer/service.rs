@@ -2,12 +2,13 @@
 
 use super::message::{self, Malformed};
 use super::{Answer, PROTOCOL, Reason, Request};
-use crate::node::Parts;
+use crate::lessor::TimeToLive;
+use crate::node::{LeaseError, Parts};
 use crate::state_machine::received_snapshot;
 use crate::types::{TypeConfig, Vote, position};
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
-use quorate_api::proto::quorate::peer::{self as pb, forward_answer::Fate, in_sync_answer, lease_answer};
+use quorate_api::proto::quorate::peer::{self as pb, forward_answer::Fate, in_sync_answer};
 use quorate_api::{ClusterId, MemberId};
 #[cfg(feature = "planted")]
 use quorate_store::planted::{self, Bug};
@@ -49,7 +50,6 @@ impl Service {
     /// members are removed.
     pub fn admit(&self, hello: &pb::Hello) -> Result<(), Refusal> {
         let own = &self.parts.identity;
-        let store = &self.parts.store;
         if hello.protocol != PROTOCOL {
             let text = format!("speaks peer protocol {}, this member speaks {PROTOCOL}", hello.protocol);
             return Err(refusal(Reason::OtherProtocol, text));
@@ -65,13 +65,20 @@ impl Service {
             return Err(refusal(Reason::WrongMember, text));
         }
         let from = MemberId(hello.from);
-        if store.is_removed(from) {
-            // One that is still counted is needed: its vote may decide that it is not. The table has forgotten whose data
-            // it had, so that has to be known from when it was a member.
-            let had = self.parts.seen.lock().get(&hello.from) == Some(&hello.incarnation);
+        let standing = self.parts.store.standing(from);
+        // The table's word, or else the first that was seen of a member.
+        let known = || {
+            standing
+                .incarnation
+                .or_else(|| self.parts.seen.lock().get(&hello.from).copied())
+        };
+        if standing.is_removed {
+            // One that is still counted is needed, it and no wiped one: its vote may decide that it is not.
+            let is_leaving =
+                known().is_none_or(|known| known == hello.incarnation) && self.parts.is_counted(hello.from);
             #[cfg(feature = "planted")]
-            let had = had && !planted::is(Bug::RemovedCutOff);
-            if had && self.parts.is_counted(hello.from) {
+            let is_leaving = is_leaving && !planted::is(Bug::RemovedCutOff);
+            if is_leaving {
                 return Ok(());
             }
             return Err(refusal(
@@ -79,7 +86,7 @@ impl Service {
                 format!("member {from} has been removed from the cluster"),
             ));
         }
-        let is_known = store.member(from).is_some() || own.known.contains(&hello.from);
+        let is_known = standing.is_member || own.known.contains(&hello.from);
         // Only who leads can tell that somebody is no member: this one's table may be older than the other's membership,
         // and the other may be the one to say so, as a leader or a candidate. etcd's members do the same.
         if hello.from == own.member || !is_known && self.parts.leads() {
@@ -88,24 +95,17 @@ impl Service {
                 format!("member {from} is not known here"),
             ));
         }
-        self.check_incarnation(hello)
-    }
-
-    /// The first incarnation that is seen of a member is the one that counts, until the table knows.
-    fn check_incarnation(&self, hello: &pb::Hello) -> Result<(), Refusal> {
-        let from = MemberId(hello.from);
-        let known = match self.parts.store.incarnation(from) {
-            Some(known) => {
-                self.parts.seen.lock().insert(hello.from, known);
-                known
-            }
-            None => *self.parts.seen.lock().entry(hello.from).or_insert(hello.incarnation),
-        };
-        if known == hello.incarnation {
-            return Ok(());
+        let known = known().unwrap_or(hello.incarnation);
+        if is_known && standing.incarnation.is_none() {
+            self.parts.seen.lock().entry(hello.from).or_insert(hello.incarnation);
         }
         #[cfg(feature = "planted")]
-        if planted::is(Bug::WipedCounted) {
+        let known = if planted::is(Bug::WipedCounted) {
+            hello.incarnation
+        } else {
+            known
+        };
+        if known == hello.incarnation {
             return Ok(());
         }
         let text = format!(
@@ -118,6 +118,9 @@ impl Service {
     /// Works on a request. Appends take their place in openraft's queue when the future is first polled, so whoever polls
     /// in the order of requests keeps it.
     pub async fn handle(&self, from: &pb::Hello, request: Request) -> Answer {
+        let Ok(_inside) = self.parts.door.try_read() else {
+            return Answer::Refused(refusal(Reason::NotReady, "this member is stopping"));
+        };
         if let Err(refused) = self.admit(from) {
             return Answer::Refused(refused);
         }
@@ -188,27 +191,15 @@ impl Service {
             }
             Request::LeaseRenew(ask) => {
                 let renewed = self.parts.asked(ask, |parts, id| parts.renew_here(id)).await;
-                let state = |renewed: Option<i64>| match renewed {
-                    Some(ttl_secs) => pb::LeaseAnswer {
-                        state: lease_answer::State::Alive as i32,
-                        granted_secs: ttl_secs,
-                        remaining_secs: ttl_secs,
-                    },
-                    None => gone(),
+                let full = |secs: i64| TimeToLive {
+                    granted_secs: secs,
+                    remaining_secs: secs,
                 };
-                Answer::Lease(renewed.map(state).unwrap_or_default())
+                Answer::Lease(lease_answer(renewed.map(|renewed| renewed.map(full))))
             }
             Request::LeaseTimeToLive(ask) => {
                 let left = self.parts.asked(ask, |parts, id| parts.time_to_live_here(id)).await;
-                let state = |left: Option<crate::lessor::TimeToLive>| match left {
-                    Some(left) => pb::LeaseAnswer {
-                        state: lease_answer::State::Alive as i32,
-                        granted_secs: left.granted_secs,
-                        remaining_secs: left.remaining_secs,
-                    },
-                    None => gone(),
-                };
-                Answer::Lease(left.map(state).unwrap_or_default())
+                Answer::Lease(lease_answer(left))
             }
             Request::InSync(ask) => {
                 let state = match self.parts.is_in_sync_here(ask.id) {
@@ -300,10 +291,18 @@ impl Service {
     }
 }
 
-fn gone() -> pb::LeaseAnswer {
+/// What is left of a lease, if there is one and anything can be said.
+fn lease_answer(left: Result<Option<TimeToLive>, LeaseError>) -> pb::LeaseAnswer {
+    use pb::lease_answer::State;
+    let (state, left) = match left {
+        Ok(Some(left)) => (State::Alive, Some(left)),
+        Ok(None) => (State::Gone, None),
+        Err(_) => (State::NotLeader, None),
+    };
     pb::LeaseAnswer {
-        state: lease_answer::State::Gone as i32,
-        ..Default::default()
+        state: state as i32,
+        granted_secs: left.map_or(0, |left| left.granted_secs),
+        remaining_secs: left.map_or(0, |left| left.remaining_secs),
     }
 }
 

@@ -351,8 +351,11 @@ impl Machine {
                 let store = store.clone();
                 Arc::new(move |member| store.incarnation(MemberId(member)))
             },
-            book: Arc::new(move || match book_store.cluster_id() {
-                Some(_) => book_store.members().into_iter().map(|member| member.id).collect(),
+            book: Arc::new(move |counted| match book_store.cluster_id() {
+                Some(_) => {
+                    let members = book_store.members_and_leaving(counted);
+                    members.into_iter().map(|member| member.id).collect()
+                }
                 None => known.clone(),
             }),
             on_refused: Arc::new(on_refused),

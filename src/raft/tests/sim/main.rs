@@ -55,7 +55,6 @@ fn seeds() -> std::ops::Range<u64> {
             Some((from, to)) => from.parse().unwrap()..to.parse().unwrap(),
             None => 0..asked.parse().unwrap(),
         },
-
         Err(_) => 0..500,
     }
 }

@@ -178,8 +178,8 @@ impl Net {
     }
 }
 
-/// The other members, as this one's table or what it was told says.
-pub type Book = Arc<dyn Fn() -> BTreeSet<u64> + Send + Sync>;
+/// The other members, as this one's table or what it was told says, and those that are leaving and counted by raft.
+pub type Book = Arc<dyn Fn(&BTreeSet<u64>) -> BTreeSet<u64> + Send + Sync>;
 
 /// Which data directory a member published from.
 pub type IncarnationOf = Arc<dyn Fn(u64) -> Option<u64> + Send + Sync>;
@@ -282,10 +282,10 @@ impl Network for Links {
     }
 
     fn members_changed(&self, counted: &BTreeSet<u64>) {
-        let mut wanted = (self.book)();
+        let mut wanted = (self.book)(counted);
         wanted.remove(&self.hello.from);
         let mut peers = self.peers.lock();
-        peers.retain(|id, _| wanted.contains(id) || counted.contains(id));
+        peers.retain(|id, _| wanted.contains(id));
         for id in wanted {
             peers.entry(id).or_insert_with(|| self.peer(id));
         }

@@ -51,8 +51,9 @@ impl Identity {
     }
 }
 
-/// Where the other members are, as it is known at the moment.
-pub type Book = Arc<dyn Fn() -> BTreeMap<u64, Vec<Url>> + Send + Sync>;
+/// Where the other members are, as it is known at the moment; with those that the table has dropped, as far as raft still
+/// counts them.
+pub type Book = Arc<dyn Fn(&BTreeSet<u64>) -> BTreeMap<u64, Vec<Url>> + Send + Sync>;
 
 /// Links to the other members.
 pub struct Links {
@@ -197,10 +198,10 @@ impl Network for Links {
     }
 
     fn members_changed(&self, counted: &BTreeSet<u64>) {
-        let mut wanted = (self.book)();
+        let mut wanted = (self.book)(counted);
         wanted.remove(&self.identity.member);
         let mut peers = self.peers.lock();
-        peers.retain(|id, _| wanted.contains_key(id) || counted.contains(id));
+        peers.retain(|id, _| wanted.contains_key(id));
         for (id, urls) in wanted {
             match peers.get(&id) {
                 Some(peer) => {

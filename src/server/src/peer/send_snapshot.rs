@@ -1,6 +1,6 @@
 //! A snapshot on its way to a peer: on a connection of its own, read and sent as fast as the peer takes it in.
 
-use super::dial::Dialer;
+use super::dial::{Dialer, PeerStream};
 use super::frames::{self, Reader};
 use super::lane::{self, SNAPSHOT};
 use crate::config::Url;
@@ -41,15 +41,7 @@ impl Sending {
         let SnapshotData::Image(image) = snapshot.snapshot else {
             return Err(unreachable("the snapshot is not this member's own".to_owned()));
         };
-        let url = self
-            .urls
-            .first()
-            .ok_or_else(|| unreachable("no peer URL is known".to_owned()))?;
-        let io = self
-            .dialer
-            .dial_for(url, Alpn::H2)
-            .await
-            .map_err(|error| unreachable(error.to_string()))?;
+        let io = self.dial().await.map_err(unreachable)?;
         let lost = |_| PeerError::Lost { to };
         let (connection, response, mut stream) = lane::begin(io, SNAPSHOT).await.map_err(lost)?;
         // It ends with the stream's handles, or when the peer goes.
@@ -135,6 +127,20 @@ impl Sending {
             }),
             None => Err(PeerError::Lost { to }),
         }
+    }
+}
+
+impl Sending {
+    /// Connects to the first of the peer's URLs that answers.
+    async fn dial(&self) -> Result<Box<dyn PeerStream>, String> {
+        let mut reason = "no peer URL is known".to_owned();
+        for url in &self.urls {
+            match self.dialer.dial_for(url, Alpn::H2).await {
+                Ok(io) => return Ok(io),
+                Err(error) => reason = error.to_string(),
+            }
+        }
+        Err(reason)
     }
 }
 

@@ -13,6 +13,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use prost::Message;
 use quorate_api::proto::quorate::peer::{self as pb, snapshot_part::Body};
 use quorate_raft::peer::service::{Arrival, Service};
 use quorate_raft::peer::{Answer, BoxFuture, PROTOCOL, Reason, Request};
@@ -31,8 +32,9 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Links of one connection. A peer opens one.
 const LINKS_MAX: u32 = 4;
 
-/// Requests of one link that are being worked on. More wait in HTTP/2's window.
+/// Requests of one link that are being worked on, and their bytes. More wait in HTTP/2's window.
 const REQUESTS_MAX: usize = 256;
+const REQUEST_BYTES_MAX: usize = 64 << 20;
 
 /// Pieces of a snapshot that wait to be written.
 const PIECES: usize = 4;
@@ -181,7 +183,9 @@ struct Link {
     hello: Option<Arc<pb::Hello>>,
     /// Its counters, likewise.
     peer: Option<Arc<Peer>>,
-    working: FuturesUnordered<BoxFuture<pb::Answer>>,
+    /// Each with the bytes of its request.
+    working: FuturesUnordered<BoxFuture<(usize, pb::Answer)>>,
+    working_bytes: usize,
     out: BytesMut,
     ending: bool,
 }
@@ -195,6 +199,7 @@ impl Link {
             hello: None,
             peer: None,
             working: FuturesUnordered::new(),
+            working_bytes: 0,
             out: BytesMut::new(),
             ending: false,
         })
@@ -206,7 +211,7 @@ impl Link {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
         let mut stirred = false;
-        while !self.ending && self.working.len() < REQUESTS_MAX {
+        while !self.ending && self.working.len() < REQUESTS_MAX && self.working_bytes < REQUEST_BYTES_MAX {
             match self.reader.poll_next::<pb::Request>(cx) {
                 Poll::Pending => break,
                 Poll::Ready(Some(Ok(request))) => {
@@ -228,8 +233,9 @@ impl Link {
         if stirred && let Some(peer) = &self.peer {
             peer.received(self.reader.count());
         }
-        while let Poll::Ready(Some(answer)) = self.working.poll_next_unpin(cx) {
+        while let Poll::Ready(Some((bytes, answer))) = self.working.poll_next_unpin(cx) {
             stirred = true;
+            self.working_bytes -= bytes;
             self.answer(&answer);
         }
         if !self.out.is_empty() {
@@ -265,19 +271,19 @@ impl Link {
 
     fn take(&mut self, request: pb::Request) {
         let number = request.number;
+        let bytes = request.encoded_len();
         let answer = match (&self.hello, request.body) {
             (None, Some(Request::Hello(hello))) => self.greet(hello),
             (Some(hello), Some(request)) => {
                 let (hello, port) = (hello.clone(), self.port.clone());
+                self.working_bytes += bytes;
                 self.working.push(Box::pin(async move {
                     let body = match port.service() {
                         Ok(service) => service.handle(&hello, request).await,
                         Err(refused) => Answer::Refused(refused),
                     };
-                    pb::Answer {
-                        number,
-                        body: Some(body),
-                    }
+                    let body = Some(body);
+                    (bytes, pb::Answer { number, body })
                 }));
                 return;
             }

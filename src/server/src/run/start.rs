@@ -23,7 +23,6 @@ use quorate_store::{EventSink, Store};
 use quorate_wal::{LogPos, RealDisk, Wal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
-use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 /// Memory for answers that are being put together, all requests together.
@@ -40,7 +39,6 @@ pub(super) struct Starting {
     pub dialer: Dialer,
     /// Become the node's own.
     pub threads: Threads,
-    pub peer_runtime: Handle,
     pub on_fatal: Arc<dyn Fn(String) + Send + Sync>,
     pub on_removed: Arc<dyn Fn() + Send + Sync>,
 }
@@ -96,7 +94,7 @@ impl Starting {
             self.peer_metrics,
             book(store.clone(), origin.members().to_vec()),
             config.election_timeout,
-            self.peer_runtime,
+            self.threads.handle().clone(),
         );
         let options = quorate_raft::Options {
             identity: quorate_raft::node::Identity {
@@ -137,9 +135,9 @@ impl Starting {
 
 /// Where the other members are: as the table says, and before there is one, as this member was told.
 fn book(store: Store, told: Vec<pb::Member>) -> Book {
-    Arc::new(move || {
+    Arc::new(move |counted| {
         let members = match store.cluster_id() {
-            Some(_) => store.members(),
+            Some(_) => store.members_and_leaving(counted),
             None => told.clone(),
         };
         let urls = |member: pb::Member| {

@@ -287,7 +287,6 @@ impl Naive {
                     return Err(Error::MemberNotEnoughStarted);
                 }
                 self.removed.insert(remove.id);
-                self.incarnations.remove(&remove.id);
                 self.origins.remove(&remove.id);
                 Ok(self.member_list())
             }
