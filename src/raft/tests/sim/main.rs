@@ -11,9 +11,6 @@
 //!
 //! `QUORATE_SIM_SEED=n … -- --nocapture seeds` replays one seed and tells what happens (`QUORATE_SIM_MARKS=1`: every
 //! message, too), `QUORATE_SIM_SEEDS=a..b` or a number runs many.
-//!
-//! Known not to hold yet: 926 (the leader of two restarts after it removed the other, whose vote it then needs and which it
-//! does not let in) and 613 (a learner that was removed while it was away goes on).
 
 #![allow(clippy::unwrap_used)]
 

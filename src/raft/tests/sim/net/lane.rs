@@ -3,7 +3,7 @@
 use super::pipe::{Receiver, Sender, pipe};
 use super::{Endpoint, IncarnationOf, Net, OnRefused, PATIENCE, serve};
 use parking_lot::Mutex;
-use quorate_api::proto::quorate::peer::{Hello, Refused};
+use quorate_api::proto::quorate::peer::{Hello, Ping, Refused};
 use quorate_raft::peer::{Answer, PeerError, Reason, Request};
 use quorate_store::planted::{self, Bug};
 use std::collections::BTreeMap;
@@ -162,8 +162,13 @@ impl Lane {
                         self.net.trace.fail(format_args!("{to} calls what {from} says malformed: {}", refused.text));
                     }
                 }
-                _ = looks.tick() => if self.is_silent(&connection.peer) {
-                    break Ended::Gone;
+                _ = looks.tick() => {
+                    if self.is_silent(&connection.peer) {
+                        break Ended::Gone;
+                    }
+                    // The answer may be that this member has been removed: who is let go of hears it in no other way.
+                    number += 1;
+                    connection.requests.send((number, Request::Ping(Ping {})));
                 },
             }
         };
