@@ -15,36 +15,27 @@
 //! appended somewhere will commit. It is applied once: its origin says which batch it is, and the state machine passes
 //! over what it has had. So the fate of a batch is known when this member applies it, and not before.
 
+mod queue;
+
 use crate::batch::{Batch, Origin};
-use crate::flights::{Flight, Flights, Waiter};
+use crate::flights::{Flight, Flights};
 use crate::leadership::{Leadership, Led};
 use crate::peer::{Answer, BoxFuture, Lane, Network, PeerError, Request};
 use crate::space::{self, LogSpace};
 use crate::types::{FnResponder, RaftHandle, TypeConfig};
-use bytes::BytesMut;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use openraft::error::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
+use queue::{Building, Queue, Slots};
 use quorate_api::proto::quorate::peer::{Forward, forward_answer::Fate};
-use quorate_store::command::{self, Command, Outcome};
-use std::collections::VecDeque;
+use quorate_store::command::{Command, Outcome};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
-
-/// A batch closes when it holds this much: beyond, the cost of a sync is shared anyway and peers would need larger
-/// messages. A single larger command is a batch of its own.
-const BATCH_BYTES: usize = 1 << 20;
-
-/// Batches between "handed to consensus" and "applied here": one being written while the one before is applied.
-const BATCHES_IN_FLIGHT: usize = 2;
-
-/// Buffer of the first batch; later ones begin as large as the last one became.
-const BATCH_BYTES_MIN: usize = 4 << 10;
 
 /// How often the log is asked about its next segment, where it has no room without.
 const SEGMENT_POLL: Duration = Duration::from_millis(1);
@@ -58,7 +49,7 @@ const GIVE_UP_EVERY: Duration = Duration::from_secs(1);
 /// Commands and bytes that may wait for a batch. A client has no use for an answer that is a minute away.
 ///
 /// etcd refuses when 5000 entries are committed and not applied. Here thousands of commands share an entry and apply is
-/// never more than [`BATCHES_IN_FLIGHT`] behind, so what waits is not yet in the log and its measure is memory.
+/// never more than [`queue::BATCHES_IN_FLIGHT`] behind, so what waits is not yet in the log and its measure is memory.
 const QUEUED_COMMANDS_MAX: usize = 100_000;
 const QUEUED_BYTES_MAX: usize = 256 << 20;
 
@@ -102,41 +93,6 @@ pub struct Proposer {
     forwarded: AtomicUsize,
 }
 
-#[derive(Default)]
-struct Queue {
-    batches: VecDeque<Building>,
-    commands: usize,
-    bytes: usize,
-    /// Bytes of batches that left the queue and are not answered.
-    in_flight: usize,
-    /// Bytes of the last batch that went.
-    last: usize,
-}
-
-struct Building {
-    buffer: BytesMut,
-    waiters: Vec<Waiter>,
-    /// One of the commands can make the store larger.
-    grows_store: bool,
-}
-
-/// Slots for batches in flight. A plain semaphore would tie a slot to a future; here apply gives it back.
-struct Slots {
-    free: AtomicUsize,
-}
-
-impl Slots {
-    fn give_back(&self) {
-        self.free.fetch_add(1, Ordering::Release);
-    }
-
-    fn try_take(&self) -> bool {
-        self.free
-            .fetch_update(Ordering::Acquire, Ordering::Relaxed, |free| free.checked_sub(1))
-            .is_ok()
-    }
-}
-
 /// Where batches go.
 pub(crate) struct Ways {
     pub raft: RaftHandle,
@@ -155,9 +111,7 @@ impl Proposer {
             space,
             queue: Mutex::default(),
             wake: Notify::new(),
-            slots: Slots {
-                free: AtomicUsize::new(BATCHES_IN_FLIGHT),
-            },
+            slots: Slots::default(),
             stopped: AtomicBool::new(false),
             held: AtomicBool::new(false),
             sequence: AtomicU64::new(1),
@@ -585,43 +539,6 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-impl Queue {
-    /// Bytes on their way into the log.
-    fn outstanding(&self) -> usize {
-        self.bytes + self.in_flight
-    }
-
-    fn push(&mut self, command: &Command, grows_store: bool, waiter: Waiter) {
-        let full = |building: &Building| Batch::commands_len(&building.buffer) >= BATCH_BYTES;
-        if self.batches.back().is_none_or(full) {
-            self.batches.push_back(Building {
-                buffer: Batch::buffer(self.last.clamp(BATCH_BYTES_MIN, BATCH_BYTES)),
-                waiters: Vec::new(),
-                grows_store: false,
-            });
-        }
-        if let Some(building) = self.batches.back_mut() {
-            let before = building.buffer.len();
-            command::encode_into(&mut building.buffer, command);
-            building.waiters.push(waiter);
-            building.grows_store |= grows_store;
-            self.commands += 1;
-            self.bytes += building.buffer.len() - before;
-        }
-    }
-
-    /// The next batch, which is in flight from now on.
-    fn pop(&mut self) -> Option<Building> {
-        let building = self.batches.pop_front()?;
-        let bytes = Batch::commands_len(&building.buffer);
-        self.commands -= building.waiters.len();
-        self.bytes -= bytes;
-        self.in_flight += bytes;
-        self.last = bytes;
-        Some(building)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -637,21 +554,6 @@ mod tests {
 
     fn proposer(space: LogSpace) -> Proposer {
         Proposer::new(Whose { member: 1, boot: 1 }, space)
-    }
-
-    #[test]
-    fn commands_share_a_batch_until_it_is_full() {
-        let mut queue = Queue::default();
-        for _ in 0..3 {
-            queue.push(&put(600 << 10), true, oneshot::channel().0);
-        }
-        assert_eq!(
-            queue.batches.iter().map(|b| b.waiters.len()).collect::<Vec<_>>(),
-            [2, 1]
-        );
-        while queue.pop().is_some() {}
-        assert_eq!((queue.commands, queue.bytes), (0, 0));
-        assert_eq!(queue.outstanding(), queue.in_flight, "until they are answered");
     }
 
     #[test]
@@ -714,23 +616,5 @@ mod tests {
         assert!(proposer.is_idle());
         proposer.fail(sequence, ProposeError::Stopped);
         assert_eq!(proposer.pending(), 0);
-    }
-
-    /// A batch keeps its buffer for as long as the log remembers it: one small command after a large batch must not
-    /// keep as much.
-    #[test]
-    fn a_small_batch_after_a_large_one_keeps_little_memory() {
-        let mut queue = Queue::default();
-        queue.push(&put(900 << 10), true, oneshot::channel().0);
-        queue.pop().unwrap();
-        queue.push(&put(10), true, oneshot::channel().0);
-        let small = queue.pop().unwrap();
-        assert!(small.buffer.capacity() >= 900 << 10, "ready for another large one");
-        let origin = Origin {
-            member: 1,
-            boot: 1,
-            sequence: 1,
-        };
-        assert!(Batch::seal(small.buffer, origin).kept_bytes() < 8 << 10);
     }
 }
