@@ -31,7 +31,7 @@ use peers::Peers;
 use quorate_api::proto::etcdserverpb::Member;
 use quorate_api::{ClusterId, MemberId};
 use std::time::Duration;
-use tracing::info;
+use tracing::{info, warn};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -86,8 +86,9 @@ pub fn prepare(
     patience: Duration,
 ) -> Result<Prepared, Error> {
     let (root, wal_dir) = (config.data_dir.as_path(), config.wal_dir.as_deref());
+    let decide = || decide(config, resolve, peers, patience).inspect_err(advise);
     let decided = if DataDir::is_new(root, wal_dir)? {
-        Some(decide(config, resolve, peers, patience)?)
+        Some(decide()?)
     } else {
         None
     };
@@ -107,7 +108,7 @@ pub fn prepare(
     }
     let record = match decided {
         Some(record) => record,
-        None => decide(config, resolve, peers, patience)?,
+        None => decide()?,
     };
     // Before the identity: where one is written there is a count, so that its loss is noticed.
     let boot = data_dir.count_boot(false)?;
@@ -172,6 +173,20 @@ fn decide(config: &Config, resolve: Resolve<'_>, peers: &dyn Peers, patience: Du
         log_made: false,
         origin,
     })
+}
+
+/// Where etcd's text says what is wrong and not what to do.
+fn advise(error: &Error) {
+    if let Error::Running(running::Error::AlreadyBootstrapped(id))
+    | Error::Existing(existing::Error::AlreadyBootstrapped(id)) = error
+    {
+        warn!(
+            "member-id" = %id,
+            "the cluster knows this member with data, and here is none: remove it with 'etcdctl member remove {id}', add \
+             it again with 'etcdctl member add', and start it with an empty data directory and \
+             --initial-cluster-state=existing"
+        );
+    }
 }
 
 /// What format 1 of the identity did not say: there were only clusters of one, known by what they advertise.

@@ -156,8 +156,13 @@ fn snapshots_bring_new_and_lagging_members_up_under_load() {
         load.wait_acknowledged(50);
     }
     cluster[away].kill();
+    // What is behind the snapshot that it may have got is kept for it, ten seconds long.
+    std::thread::sleep(Duration::from_secs(10));
     outrun(&mut cluster, &load);
     cluster[away].restart();
+    until("the member that was away to get a snapshot", SOON, || {
+        (count(&cluster, away, "applied snapshot") > 0).then_some(())
+    });
     let record = load.finish();
     cluster.wait_equal();
     record.check();

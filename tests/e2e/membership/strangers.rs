@@ -32,6 +32,9 @@ fn a_wiped_member_is_refused_under_its_old_id_and_welcome_under_a_new_one() {
         cluster[2].relaunch();
         let said = ends_with_code_1(&mut cluster[2]);
         assert!(said.starts_with(&format!("member {id} {BOOTSTRAPPED}")), "{said}");
+        let advice = format!("remove it with 'etcdctl member remove {id}'");
+        let advised = logged(&cluster[2], &["warn"]);
+        assert!(advised.iter().any(|(text, _)| text.contains(&advice)), "{advised:?}");
         assert!(!cluster[2].config.data_dir().exists(), "a refusal leaves no trace");
     }
     put(&cluster, 0, "a", "2");
@@ -118,6 +121,13 @@ fn etcd_is_no_peer() {
     put(&cluster, 0, "a", "1");
     let url = cluster[2].config.peer_url();
     assert_quiet(&cluster[0]);
+    let told = format!("no welcome from {url}: ");
+    let tells = |node: &Node| {
+        let warned = logged(node, &["warn"]);
+        let says = |(_, line): &(String, String)| line.contains(&told) && line.contains("the member no etcd?");
+        warned.iter().any(says).then_some(())
+    };
+    until("the operator to be told what is wrong", SOON, || tells(&cluster[0]));
     etcd.kill();
     // And it can't be joined.
     let joins = Place::new();

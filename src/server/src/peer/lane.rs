@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use quorate_api::proto::quorate::peer::{self as pb, Ping};
 use quorate_raft::peer::{self, Answer, PeerError, Reason, Request};
 use quorate_runtime::tls::Alpn;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,6 +36,9 @@ pub const SNAPSHOT: &str = "/quorate.peer.Peer/Snapshot";
 /// A connection that failed is tried again after this time, and each time twice as long after, up to the last.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
+
+/// Reasons why a peer can't be reached that are told until it is reached again.
+const REASONS_TOLD_MAX: usize = 8;
 
 /// A peer that is on the same protocol answers this fast.
 const WELCOME_PATIENCE: Duration = Duration::from_secs(5);
@@ -129,28 +132,38 @@ enum Ended {
     Silent,
     #[error("no peer URL of it is known")]
     NoUrl,
+    #[error("no welcome from {url}: {reason}; is that the peer URL of a member, and the member no etcd?")]
+    NoWelcome { url: String, reason: String },
+}
+
+impl Ended {
+    /// What it means while nobody has been welcomed yet: whoever answers may be no member at all.
+    fn before_welcome(self, url: &Url) -> Self {
+        match self {
+            Self::Http(_) | Self::Frames(_) | Self::Status(_) | Self::Protocol | Self::Closed | Self::Silent => {
+                let (url, reason) = (url.to_string(), self.to_string());
+                Self::NoWelcome { url, reason }
+            }
+            told => told,
+        }
+    }
 }
 
 impl Lane {
     /// Keeps the connection up until it is dropped.
     pub async fn run(mut self) {
         let mut pause = PAUSE_MIN;
-        let mut quiet = false;
+        let mut told = BTreeSet::new();
         let mut turn = 0;
         loop {
             let ended = self.session(&mut turn).await;
             let was_up = self.up_since.lock().take().is_some();
             self.entrance.close(ended.to_string());
-            let to = format!("{:x}", self.to);
             if was_up {
-                (pause, quiet) = (PAUSE_MIN, false);
-                info!(peer = %to, reason = %ended, "lost the connection to a peer");
-            } else if quiet {
-                debug!(peer = %to, reason = %ended, "no connection to a peer");
-            } else {
-                quiet = true;
-                warn!(peer = %to, reason = %ended, "no connection to a peer; it is tried again");
+                pause = PAUSE_MIN;
+                told.clear();
             }
+            self.tell(&ended, was_up, &mut told);
             if let Ended::Refused(refused) = &ended {
                 (self.identity.on_refused)(refused.reason(), &refused.text);
             }
@@ -163,6 +176,19 @@ impl Lane {
         }
     }
 
+    /// One line for each reason why a peer can't be reached, not one for each try and each lane.
+    fn tell(&self, ended: &Ended, was_up: bool, told: &mut BTreeSet<String>) {
+        let to = format!("{:x}", self.to);
+        let is_news = was_up || told.len() < REASONS_TOLD_MAX && told.insert(ended.to_string());
+        if !is_news || self.kind == peer::Lane::Log {
+            debug!(peer = %to, lane = ?self.kind, reason = %ended, "no connection to a peer");
+        } else if was_up {
+            info!(peer = %to, reason = %ended, "lost the connection to a peer");
+        } else {
+            warn!(peer = %to, reason = %ended, "no connection to a peer; it is tried again");
+        }
+    }
+
     /// One connection, from its beginning to its end. Its URLs take turns.
     async fn session(&mut self, turn: &mut usize) -> Ended {
         match self.connect(turn).await {
@@ -171,9 +197,10 @@ impl Lane {
                 *self.entrance.open.lock() = Ok(calls);
                 *self.up_since.lock() = Some(Instant::now());
                 // A peer is as active as its control lane, by which members judge each other elsewhere, too.
-                let up = || self.metrics.link_up(self.identity.member);
-                let _up = (self.kind == peer::Lane::Control).then(up);
-                info!(peer = format_args!("{:x}", self.to), "connected to a peer");
+                let _up = (self.kind == peer::Lane::Control).then(|| {
+                    info!(peer = format_args!("{:x}", self.to), "connected to a peer");
+                    self.metrics.link_up(self.identity.member)
+                });
                 session.run(queue).await
             }
             Err(ended) => ended,
@@ -197,9 +224,10 @@ impl Lane {
                 _ => Err(Ended::Protocol),
             }
         };
-        tokio::time::timeout(WELCOME_PATIENCE, welcomed)
-            .await
+        let welcomed = tokio::time::timeout(WELCOME_PATIENCE, welcomed).await;
+        welcomed
             .unwrap_or(Err(Ended::Silent))
+            .map_err(|ended| ended.before_welcome(&url))
     }
 }
 
