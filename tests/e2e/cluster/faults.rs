@@ -3,6 +3,7 @@
 //! A round does one thing to the cluster, lets the load run on for a while, undoes it, and waits until all members agree
 //! again. `QUORATE_ROUNDS` sets how many there are, `QUORATE_SEED` replays what was printed.
 
+use quorate_kit::wait::until;
 use quorate_kit::{Cluster, Load};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -161,6 +162,41 @@ fn three_members_are_linearizable_under_faults() {
 fn five_members_are_linearizable_under_faults() {
     let _turn = turn::shared();
     run(5, from_env("QUORATE_ROUNDS", 5), 8);
+}
+
+/// D10: a network that is slow, breaks connections and flips bits, without TLS, which would notice. Nothing that was
+/// flipped is believed: members stay the same, and clients see one correct store.
+#[test]
+fn hostile_network() {
+    let _turn = turn::shared();
+    let mut cluster = members(3).with_links().start();
+    let load = Load::on(&cluster)
+        .clients(6)
+        .keys(6)
+        .watchers(3)
+        .thinking(millis(4))
+        .start();
+    load.wait_acknowledged(50);
+    cluster.links().delay_all(millis(0), millis(10));
+    cluster.links().flip_all(20);
+    let noticed = |cluster: &Cluster| {
+        let logs = cluster.members().into_iter().map(|member| cluster[member].log());
+        logs.map(|log| log.matches("its checksum is wrong").count())
+            .sum::<usize>()
+    };
+    until("flipped bits to be noticed", millis(30_000), || {
+        let (one, other) = (rand::random_range(0..3), rand::random_range(0..3));
+        if one != other {
+            cluster.links().reset(one, other);
+        }
+        (noticed(&cluster) >= 20).then_some(())
+    });
+    cluster.links().heal_all();
+    cluster.wait_leader();
+    load.wait_acknowledged(50);
+    let record = load.finish();
+    cluster.wait_equal();
+    record.check();
 }
 
 /// B39: a leader and a follower that can't talk to each other keep nobody from working: the leader stays, and the term.

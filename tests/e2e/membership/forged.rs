@@ -22,6 +22,15 @@ const LINK: &str = "/quorate.peer.Peer/Link";
 const SNAPSHOT: &str = "/quorate.peer.Peer/Snapshot";
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// A message as it goes over the link: with its checksum, the field 14, at its end.
+fn checked(message: &impl Message) -> Bytes {
+    let mut bytes = message.encode_to_vec();
+    let sum = crc32c::crc32c(&bytes);
+    bytes.push(14 << 3 | 5);
+    bytes.extend_from_slice(&sum.to_le_bytes());
+    bytes.into()
+}
+
 /// A link under a name that is not the liar's.
 struct Liar {
     link: Bidi,
@@ -34,7 +43,7 @@ impl Liar {
             number: 1,
             body: Some(Body::Hello(*hello)),
         };
-        let link = peers.bidi(LINK, &first).await.unwrap();
+        let link = peers.bidi_bytes(LINK, checked(&first)).await.unwrap();
         let mut liar = Self { link, number: 1 };
         match liar.answer().await {
             Some(answer::Body::Welcome(_)) => Ok(liar),
@@ -58,7 +67,7 @@ impl Liar {
             number: self.number,
             body: Some(body),
         };
-        if !self.link.send(&request).await {
+        if !self.link.send_bytes(checked(&request)).await {
             return None;
         }
         self.answer().await
@@ -369,14 +378,16 @@ async fn snapshots(lie: &Lie) {
         let part = |body| SnapshotPart { body: Some(body) };
         let mut stream = lie
             .peers
-            .bidi(SNAPSHOT, &part(snapshot_part::Body::Head(head)))
+            .bidi_bytes(SNAPSHOT, checked(&part(snapshot_part::Body::Head(head))))
             .await
             .unwrap();
         for _ in 0..pieces {
             let piece = snapshot_part::Body::Piece(Bytes::from_static(&[7; 4096]));
-            stream.send(&part(piece)).await;
+            stream.send_bytes(checked(&part(piece))).await;
         }
-        stream.send(&part(snapshot_part::Body::End(pieces * 4096))).await;
+        stream
+            .send_bytes(checked(&part(snapshot_part::Body::End(pieces * 4096))))
+            .await;
         let answer = stream.next::<SnapshotAnswer>(LIMIT).await;
         let refused = match &answer {
             Ok(Some(answer)) => matches!(answer.body, Some(snapshot_answer::Body::Refused(_))),
@@ -408,9 +419,12 @@ fn a_forged_length_is_refused_before_anything_is_kept() {
                 let mut raw = Raw::connect(address, Windows::default()).await.unwrap();
                 let _ = raw.call(path, Bytes::copy_from_slice(bytes)).await;
             }
-            let unknown = Request::default().encode_to_vec();
-            let mut raw = Raw::connect(address, Windows::default()).await.unwrap();
-            let _ = raw.call(path, frame(&unknown)).await;
+            let nothing = Request::default();
+            let unchecked = nothing.encode_to_vec();
+            for message in [unchecked.into(), checked(&nothing)] {
+                let mut raw = Raw::connect(address, Windows::default()).await.unwrap();
+                let _ = raw.call(path, frame(&message)).await;
+            }
         }
     });
     let kept = cluster[0].resident_bytes().saturating_sub(before);

@@ -9,7 +9,8 @@
 //! The peer URL that a member advertises is the port of a proxy in front of it. All members dial the same URL, so the
 //! proxy asks the kernel which process a connection belongs to ([`owner`]), once per connection, and so knows both
 //! ends. Faults belong to an *ordered* pair, whoever dialled: what is cut from 0 to 1 stops both on connections that 0
-//! opened and as the answers on connections that 1 opened. Bytes are only moved, so TLS passes untouched.
+//! opened and as the answers on connections that 1 opened. Bytes are only moved, so TLS passes untouched, unless bits are
+//! to be flipped.
 //!
 //! Cut bytes are not lost but late, as TCP makes it: they are sent when the link heals, if both ends still want the
 //! connection. A connection dialled into a cut hangs; nobody hears about an end that lies beyond a cut. Connections of
@@ -52,6 +53,8 @@ pub struct Fault {
     pub jitter: Duration,
     /// All connections of the pair together.
     pub bytes_per_s: Option<u32>,
+    /// In one of so many parts, as they come off the socket, a bit is flipped.
+    pub flips_one_in: Option<u32>,
 }
 
 /// All proxies of a cluster. They end when this is dropped.
@@ -195,6 +198,11 @@ impl Links {
     pub fn throttle(&self, from: usize, to: usize, bytes_per_s: u32) {
         assert_ne!(bytes_per_s, 0, "a rate of nothing is a cut");
         self.set(from, to, |fault| fault.bytes_per_s = Some(bytes_per_s));
+    }
+
+    /// Flips a bit in one of so many parts between any two members.
+    pub fn flip_all(&self, one_in: u32) {
+        self.each_pair(|from, to| self.set(from, to, |fault| fault.flips_one_in = Some(one_in)));
     }
 
     /// Ends every fault from `from` to `to`.

@@ -140,8 +140,12 @@ impl Rpc {
 impl Bidi {
     /// Queues a request; false when the call has ended.
     pub async fn send(&self, request: &impl Message) -> bool {
+        self.send_bytes(request.encode_to_vec().into()).await
+    }
+
+    pub async fn send_bytes(&self, request: Bytes) -> bool {
         match &self.send {
-            Some(send) => send.send(request.encode_to_vec().into()).await.is_ok(),
+            Some(send) => send.send(request).await.is_ok(),
             None => false,
         }
     }

@@ -1,4 +1,5 @@
-//! gRPC's framing, as little of it as members need among themselves: a prefix of five bytes and a message.
+//! gRPC's framing, as little of it as members need among themselves: a prefix of five bytes and a message, which ends with
+//! its checksum.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::RecvStream;
@@ -19,6 +20,10 @@ const AHEAD_BYTES: usize = 1 << 20;
 
 const PREFIX: usize = 5;
 
+/// At the end of every message: the field number 14 as protobuf has it, so that the whole is a message, too.
+const CHECK: usize = 1 + size_of::<u32>();
+const CHECK_TAG: u8 = 14 << 3 | 5;
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{0}")]
@@ -29,18 +34,39 @@ pub enum Error {
     Compressed,
     #[error("a message was cut off")]
     CutOff,
+    #[error("a message does not end with a checksum")]
+    Unchecked,
+    #[error("a message is not as it was sent: its checksum is wrong")]
+    Corrupt,
     #[error("a message can't be read: {0}")]
     Decode(#[from] prost::DecodeError),
 }
 
 /// Appends a message behind its prefix.
 pub fn put(out: &mut BytesMut, message: &impl Message) {
-    let len = message.encoded_len();
+    let len = message.encoded_len() + CHECK;
     out.reserve(PREFIX + len);
     out.put_u8(0);
     out.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
+    let begin = out.len();
     // There is room: it was reserved.
     let _ = message.encode(out);
+    let sum = crc32c::crc32c(&out[begin..]);
+    out.put_u8(CHECK_TAG);
+    out.put_u32_le(sum);
+}
+
+/// A message without its checksum.
+fn checked(mut message: Bytes) -> Result<Bytes, Error> {
+    let at = message.len().checked_sub(CHECK).ok_or(Error::Unchecked)?;
+    let mut check = message.split_off(at);
+    if check.get_u8() != CHECK_TAG {
+        return Err(Error::Unchecked);
+    }
+    if check.get_u32_le() != crc32c::crc32c(&message) {
+        return Err(Error::Corrupt);
+    }
+    Ok(message)
 }
 
 /// A message behind its prefix.
@@ -117,7 +143,7 @@ impl Reader {
             return Ok(None);
         }
         self.buffer.advance(PREFIX);
-        Ok(Some(self.buffer.split_to(len).freeze()))
+        checked(self.buffer.split_to(len).freeze()).map(Some)
     }
 }
 
@@ -137,6 +163,16 @@ mod tests {
         };
         let framed = frame(&request);
         assert_eq!(&framed[..PREFIX], &[0, 0, 0, 0, (framed.len() - PREFIX) as u8]);
-        assert_eq!(Request::decode(framed.slice(PREFIX..)).unwrap(), request);
+        let message = framed.slice(PREFIX..);
+        assert_eq!(Request::decode(message.clone()).unwrap(), request, "with the check");
+        assert_eq!(Request::decode(checked(message.clone()).unwrap()).unwrap(), request);
+        for bit in 0..message.len() * 8 {
+            let mut flipped = message.to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(checked(flipped.into()).is_err(), "bit {bit}");
+        }
+        for len in 0..message.len() {
+            assert!(checked(message.slice(..len)).is_err(), "{len} bytes");
+        }
     }
 }

@@ -85,7 +85,14 @@ pub(super) async fn pump(source: &OwnedReadHalf, sink: &mut OwnedWriteHalf, pair
                 buffer.reserve(READ_BYTES);
                 match source.try_read_buf(&mut buffer) {
                     Ok(0) => ended = true,
-                    Ok(_) => underway.sent(buffer.split().freeze(), fault),
+                    Ok(_) => {
+                        let mut part = buffer.split();
+                        if fault.flips_one_in.is_some_and(|parts| rand::random_ratio(1, parts)) {
+                            let bit = rand::random_range(0..part.len() * 8);
+                            part[bit / 8] ^= 1 << (bit % 8);
+                        }
+                        underway.sent(part.freeze(), fault);
+                    }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(_) => return End::SourceFailed,
                 }

@@ -155,6 +155,19 @@ async fn nobody_listening_is_a_closed_connection() {
 }
 
 #[tokio::test]
+async fn a_flip_is_of_one_bit() {
+    let pairing = Pairing::new().await;
+    let (mut zero, mut one) = pairing.connect().await;
+    pairing.links.flip_all(1);
+    for _ in 0..5 {
+        zero.write_all(&[0; 32]).await.unwrap();
+        let mut heard = [0_u8; 32];
+        timeout(SOON, one.read_exact(&mut heard)).await.unwrap().unwrap();
+        assert_eq!(heard.iter().map(|byte| byte.count_ones()).sum::<u32>(), 1);
+    }
+}
+
+#[tokio::test]
 async fn delay_is_one_way_and_keeps_the_order() {
     let pairing = Pairing::new().await;
     let (mut zero, mut one) = pairing.connect().await;
