@@ -8,7 +8,7 @@
 //! * [`dial`] — one dialler for everything that connects to a peer;
 //! * [`link`] — links to all other members, kept up: the real network of consensus;
 //! * [`lane`] — one lane of a link, on the side that asks;
-//! * [`send_snapshot`] — a snapshot on its way out;
+//! * [`send_snapshot`], [`receive_snapshot`] — a snapshot on its way out, and in;
 //! * [`serve`] — the side that is asked;
 //! * [`frames`] — messages on an HTTP/2 stream.
 
@@ -16,5 +16,6 @@ pub mod dial;
 pub mod frames;
 pub mod lane;
 pub mod link;
+pub mod receive_snapshot;
 pub mod send_snapshot;
 pub mod serve;

@@ -150,6 +150,33 @@ fn half_snapshot_is_never_applied() {
     cluster.wait_equal();
 }
 
+/// A sender that is cut off does not say so. The next leader's snapshot takes the place of its half, and does not wait until
+/// nobody believes in that any more.
+#[test]
+fn the_next_leaders_snapshot_replaces_one_that_does_not_come_on() {
+    let _turn = turn::shared();
+    let mut cluster = short_log().start();
+    let leader = cluster.wait_leader();
+    let behind = others(&cluster, leader)[0];
+    cluster[behind].kill();
+    fill(&cluster, leader, 300, 40_000);
+    miss_more_than_the_log_holds(&cluster, leader);
+    cluster.links().throttle(leader, behind, 1_000_000);
+    cluster[behind].relaunch();
+    let begins = |times: usize| {
+        wait::until("a transfer to begin", Duration::from_secs(10), || {
+            (taken_in(&cluster, behind) >= times).then_some(())
+        });
+    };
+    begins(1);
+    cluster.links().isolate(leader);
+    begins(2);
+    cluster[behind].wait_ready();
+    cluster.links().heal_all();
+    cluster.wait_leader();
+    cluster.wait_equal();
+}
+
 fn installed(cluster: &Cluster, member: usize) -> usize {
     cluster[member].log().matches("applied snapshot").count()
 }

@@ -326,9 +326,21 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    pub fn begin(&self) -> Result<Incoming, Refusal> {
-        let begun = self.parts.store.receive();
-        begun.map_err(|error| refusal(Reason::NotReady, format!("no snapshot can be taken in: {error}")))
+    /// Of the leader that sends it.
+    pub fn term(&self) -> u64 {
+        self.vote.leader_id.term
+    }
+
+    /// `None`: another is being taken in.
+    pub fn begin(&self) -> Result<Option<Incoming>, Refusal> {
+        match self.parts.store.receive() {
+            Ok(incoming) => Ok(Some(incoming)),
+            Err(quorate_store::Error::Receiving) => Ok(None),
+            Err(error) => Err(refusal(
+                Reason::NotReady,
+                format!("no snapshot can be taken in: {error}"),
+            )),
+        }
     }
 
     /// Installs what was received, and returns this member's vote, as the sender wants to know it.

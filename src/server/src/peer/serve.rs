@@ -5,6 +5,7 @@
 
 use super::frames::{self, Reader};
 use super::lane::{LINK, SNAPSHOT};
+use super::receive_snapshot::{self, Receiving};
 use crate::listen::Stop;
 use crate::metrics::peers::{Peer, Peers};
 use crate::rpc::PeerInfo;
@@ -14,17 +15,16 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use prost::Message;
-use quorate_api::proto::quorate::peer::{self as pb, snapshot_part::Body};
-use quorate_raft::peer::service::{Arrival, Service};
+use quorate_api::proto::quorate::peer as pb;
+use quorate_raft::peer::service::Service;
 use quorate_raft::peer::{Answer, BoxFuture, PROTOCOL, Reason, Request};
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 /// Who has opened a connection says what it wants within this time, and again when nothing is left of what it wanted.
 const IDLE: Duration = Duration::from_secs(10);
@@ -36,17 +36,12 @@ const LINKS_MAX: u32 = 4;
 const REQUESTS_MAX: usize = 256;
 const REQUEST_BYTES_MAX: usize = 64 << 20;
 
-/// Pieces of a snapshot that wait to be written.
-const PIECES: usize = 4;
-
-/// A snapshot that does not come on for so long has failed.
-const STALL: Duration = Duration::from_secs(30);
-
 /// What peers are served by, once consensus runs.
 #[derive(Clone)]
 pub struct PeerPort {
     service: Arc<OnceLock<Service>>,
-    metrics: Arc<Peers>,
+    pub(super) metrics: Arc<Peers>,
+    pub(super) receiving: Arc<Receiving>,
 }
 
 impl PeerPort {
@@ -54,6 +49,7 @@ impl PeerPort {
         Self {
             service: Arc::default(),
             metrics,
+            receiving: Arc::default(),
         }
     }
 
@@ -61,7 +57,7 @@ impl PeerPort {
         let _ = self.service.set(service);
     }
 
-    fn service(&self) -> Result<&Service, pb::Refused> {
+    pub(super) fn service(&self) -> Result<&Service, pb::Refused> {
         self.service.get().ok_or_else(|| pb::Refused {
             reason: Reason::NotReady as i32,
             text: "this member is not ready yet".to_owned(),
@@ -126,7 +122,7 @@ where
                         LINK => links.extend(Link::open(port.clone(), body, &mut respond)),
                         SNAPSHOT => {
                             let hold = receiving.clone();
-                            let receiving = receive(port.clone(), body, respond, peer.addr);
+                            let receiving = receive_snapshot::receive(port.clone(), body, respond, peer.addr);
                             stop.tasks.spawn(async move {
                                 receiving.await;
                                 drop(hold);
@@ -150,7 +146,7 @@ where
     .await
 }
 
-fn head() -> Response<()> {
+pub(super) fn head() -> Response<()> {
     let mut response = Response::new(());
     let value = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(http::header::CONTENT_TYPE, value);
@@ -163,7 +159,7 @@ fn unknown() -> Response<()> {
     response
 }
 
-fn trailers() -> HeaderMap {
+pub(super) fn trailers() -> HeaderMap {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
     trailers
@@ -320,118 +316,5 @@ impl Link {
                 Answer::Refused(refused)
             }
         }
-    }
-}
-
-/// Takes in a snapshot, and answers once it is installed.
-async fn receive(
-    port: PeerPort,
-    body: RecvStream,
-    mut respond: SendResponse<Bytes>,
-    from: Option<std::net::SocketAddr>,
-) {
-    let Ok(mut answers) = respond.send_response(head(), false) else {
-        return;
-    };
-    let received = take_in(port, Reader::new(body)).await;
-    let body = match received {
-        Ok(vote) => pb::snapshot_answer::Body::Vote(vote),
-        Err(refused) => {
-            warn!(?from, reason = refused.text, "did not take in a snapshot");
-            pb::snapshot_answer::Body::Refused(refused)
-        }
-    };
-    let answer = frames::frame(&pb::SnapshotAnswer { body: Some(body) });
-    if answers.send_data(answer, false).is_ok() {
-        let _ = answers.send_trailers(trailers());
-    }
-}
-
-async fn take_in(port: PeerPort, mut reader: Reader) -> Result<pb::Vote, pb::Refused> {
-    let (arrival, peer) = match arrive(&port, &mut reader).await {
-        Ok(arrived) => arrived,
-        Err(refused) => {
-            port.metrics.snapshot_refused();
-            return Err(refused);
-        }
-    };
-    let transfer = peer.receives_snapshot();
-    let taken = take_from(&peer, arrival, reader).await;
-    match &taken {
-        Ok(_) => transfer.done(),
-        Err(_) => peer.receive_failed(),
-    }
-    taken
-}
-
-/// Who sends it, and whether it is let in.
-async fn arrive(port: &PeerPort, reader: &mut Reader) -> Result<(Arrival, Arc<Peer>), pb::Refused> {
-    let Body::Head(head) = part(reader).await? else {
-        return Err(malformed("a snapshot begins with its head".to_owned()));
-    };
-    let from = head.hello.as_ref().map_or(0, |hello| hello.from);
-    let arrival = port.service()?.snapshot(head)?;
-    Ok((arrival, port.metrics.peer(from)))
-}
-
-async fn take_from(peer: &Peer, arrival: Arrival, mut reader: Reader) -> Result<pb::Vote, pb::Refused> {
-    let begun = Instant::now();
-    let mut incoming = arrival.begin()?;
-    info!("applying snapshot: receiving from the leader");
-    let (pieces, mut queue) = mpsc::channel::<Bytes>(PIECES);
-    let writing = tokio::task::spawn_blocking(move || {
-        while let Some(piece) = queue.blocking_recv() {
-            incoming.push(&piece)?;
-        }
-        Ok::<_, quorate_store::Error>(incoming)
-    });
-    let mut bytes = 0;
-    let whole = loop {
-        match part(&mut reader).await {
-            Ok(Body::Piece(piece)) => {
-                bytes += piece.len() as u64;
-                peer.received(reader.count());
-                if pieces.send(piece).await.is_err() {
-                    break Ok(()); // the writer says why
-                }
-            }
-            Ok(Body::End(end)) if end == bytes => break Ok(()),
-            Ok(_) => break Err(malformed("the snapshot is not as long as was said".to_owned())),
-            Err(refused) => break Err(refused),
-        }
-    };
-    drop(pieces);
-    let failed = |error: &dyn std::fmt::Display| pb::Refused {
-        reason: Reason::NotReady as i32,
-        text: format!("the snapshot could not be taken in: {error}"),
-    };
-    let incoming = writing.await.map_err(|error| failed(&error))?;
-    whole?;
-    let incoming = incoming.map_err(|error| failed(&error))?;
-    let finished = tokio::task::spawn_blocking(move || incoming.finish()).await;
-    let received = finished
-        .map_err(|error| failed(&error))?
-        .map_err(|error| failed(&error))?;
-    peer.saved(begun.elapsed());
-    let applying = peer.applies_snapshot();
-    let vote = arrival.install(received).await?;
-    drop(applying);
-    info!(bytes, "applied snapshot");
-    Ok(vote)
-}
-
-fn malformed(text: String) -> pb::Refused {
-    pb::Refused {
-        reason: Reason::Malformed as i32,
-        text,
-    }
-}
-
-async fn part(reader: &mut Reader) -> Result<Body, pb::Refused> {
-    match tokio::time::timeout(STALL, reader.next::<pb::SnapshotPart>()).await {
-        Err(_) => Err(malformed("the snapshot did not come on".to_owned())),
-        Ok(None) => Err(malformed("the snapshot was cut off".to_owned())),
-        Ok(Some(Err(error))) => Err(malformed(error.to_string())),
-        Ok(Some(Ok(part))) => part.body.ok_or_else(|| malformed("a part without content".to_owned())),
     }
 }

@@ -121,7 +121,8 @@ async fn take_in(service: Service, mut parts: Receiver<Part>) -> Taken {
         return Err(refused(Reason::Malformed, "cut off".to_owned()));
     };
     let arrival = service.snapshot(head)?;
-    let mut incoming = arrival.begin()?;
+    let another = || refused(Reason::NotReady, "another is being taken in".to_owned());
+    let mut incoming = arrival.begin()?.ok_or_else(another)?;
     let failed = |error: quorate_store::Error| refused(Reason::NotReady, format!("not taken in: {error}"));
     loop {
         match parts.next().await {
