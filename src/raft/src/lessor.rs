@@ -130,6 +130,7 @@ pub struct Lessor {
 
 struct Leading {
     term: u64,
+    suspended: bool,
     leases: HashMap<i64, Deadline>,
     /// Every lease that is not ending has one entry that counts, at [`Deadline::queued`]. A renewal mostly leaves it
     /// where it is: it is pushed back when it comes up. Others count for nothing and are dropped when they come up, or
@@ -182,6 +183,10 @@ impl Lessor {
     /// Starts to keep time of the leases that `read` finds. `extend` is added to each deadline, since the last leader may
     /// have renewed leases shortly before it went.
     ///
+    /// Where this member goes on in a term in which it was [suspended](Lessor::suspend), leases get that time as well:
+    /// nobody could renew them. What is on its way into the log is still on its way, though, and leases that wait for
+    /// their revocation go on waiting.
+    ///
     /// `read` runs under the lessor's lock: apply changes the store first and tells the lessor afterwards, so whatever
     /// is applied meanwhile is either found by `read` or told right after it, and no lease is missed.
     pub fn lead(&self, term: u64, extend: Duration, read: impl FnOnce() -> Vec<Known>) {
@@ -198,15 +203,31 @@ impl Lessor {
         spread(&mut ends);
         let mut leading = Leading {
             term,
+            suspended: false,
             leases: HashMap::with_capacity(ends.len()),
             queue: BinaryHeap::with_capacity(ends.len()),
             notes: BinaryHeap::new(),
         };
+        let before = state.take().filter(|before| before.term == term);
         for (at, lease) in ends {
             let log = lease.remaining_secs.map_or(InLog::Full, |_| InLog::Remainder);
             leading.insert(lease.id, lease.ttl_secs, at, log, self.note_at(now, at, lease.ttl_secs));
+            let before = before.as_ref().and_then(|before| before.leases.get(&lease.id));
+            if let (Some(before), Some(now)) = (before, leading.leases.get_mut(&lease.id)) {
+                now.ending = before.ending;
+                if before.log == InLog::Settling {
+                    now.log = InLog::Settling;
+                }
+            }
         }
         *state = Some(leading);
+    }
+
+    /// This member does not know whether it still leads: nothing ends, nothing is renewed.
+    pub fn suspend(&self) {
+        if let Some(leading) = self.state.lock().as_mut() {
+            leading.suspended = true;
+        }
     }
 
     /// Forgets all deadlines: somebody else leads.
@@ -216,7 +237,7 @@ impl Lessor {
 
     /// The term in which this member leads and keeps deadlines.
     pub fn term(&self) -> Option<u64> {
-        self.state.lock().as_ref().map(|leading| leading.term)
+        lead(&self.state.lock()).map(|leading| leading.term)
     }
 
     /// A grant was applied.
@@ -264,7 +285,7 @@ impl Lessor {
     /// A client wants its lease to live on.
     pub fn renew(&self, id: i64) -> Renewal {
         let mut state = self.state.lock();
-        let Some(leading) = state.as_mut() else {
+        let Some(leading) = lead_mut(&mut state) else {
             return Renewal::NotLeader;
         };
         // Read with the lock held: a thread that was held up between the two would bring a deadline back in time.
@@ -318,7 +339,7 @@ impl Lessor {
     /// until it is applied or [`Lessor::unsettled`].
     pub fn checkpoints(&self, max: usize) -> Option<(u64, Vec<Remainder>)> {
         let mut state = self.state.lock();
-        let leading = state.as_mut()?;
+        let leading = lead_mut(&mut state)?;
         let now = self.clock.now();
         let mut due = Vec::new();
         while due.len() < max {
@@ -359,7 +380,7 @@ impl Lessor {
     /// `None` when there is no such lease.
     pub fn time_to_live(&self, id: i64) -> Result<Option<TimeToLive>, NotLeading> {
         let state = self.state.lock();
-        let leading = state.as_ref().ok_or(NotLeading)?;
+        let leading = lead(&state).ok_or(NotLeading)?;
         let now = self.clock.now();
         Ok(leading.leases.get(&id).map(|lease| TimeToLive {
             granted_secs: lease.ttl_secs,
@@ -372,7 +393,7 @@ impl Lessor {
         // Sorted when the lock is free again: apply and keepalives want it.
         let mut all: Vec<_> = {
             let state = self.state.lock();
-            let leases = state.as_ref()?.leases.iter();
+            let leases = lead(&state)?.leases.iter();
             leases.map(|(id, lease)| (lease.at, *id)).collect()
         };
         all.sort_unstable();
@@ -382,7 +403,7 @@ impl Lessor {
     /// The term in which this member leads, when a lease may have ended.
     pub fn is_due(&self) -> Option<u64> {
         let state = self.state.lock();
-        let leading = state.as_ref()?;
+        let leading = lead(&state)?;
         let Reverse((at, _)) = leading.queue.peek()?;
         (*at <= self.clock.now()).then_some(leading.term)
     }
@@ -391,7 +412,7 @@ impl Lessor {
     /// until [`Lessor::retry`].
     pub fn expired(&self, max: usize) -> Option<(u64, Vec<i64>)> {
         let mut state = self.state.lock();
-        let leading = state.as_mut()?;
+        let leading = lead_mut(&mut state)?;
         let now = self.clock.now();
         let mut ended = Vec::new();
         while ended.len() < max {
@@ -429,6 +450,15 @@ impl Lessor {
             leading.queue.push(Reverse((lease.at, id)));
         }
     }
+}
+
+/// What can be said and done while this member leads.
+fn lead(state: &Option<Leading>) -> Option<&Leading> {
+    state.as_ref().filter(|leading| !leading.suspended)
+}
+
+fn lead_mut(state: &mut Option<Leading>) -> Option<&mut Leading> {
+    state.as_mut().filter(|leading| !leading.suspended)
 }
 
 impl Deadline {

@@ -127,6 +127,41 @@ fn a_member_that_does_not_lead_keeps_nothing() {
     );
 }
 
+/// A revocation that was proposed before is as good as one that is proposed now: in the same term it does its work.
+#[test]
+fn a_leader_that_goes_on_in_its_term_knows_what_is_on_its_way() {
+    let known = |id, ttl_secs| Known {
+        id,
+        ttl_secs,
+        remaining_secs: None,
+    };
+    let (lessor, clock) = leading(&[known(7, 5), known(8, 50)]);
+    clock.advance(6);
+    assert_eq!(lessor.expired(10), Some((3, vec![7])));
+    lessor.suspend();
+    assert_eq!(
+        (lessor.renew(8), lessor.term(), lessor.is_due()),
+        (Renewal::NotLeader, None, None)
+    );
+    clock.advance(60);
+    let second = Duration::from_secs(1);
+    lessor.lead(3, second, || vec![known(7, 5), known(8, 50)]);
+    assert_eq!(lessor.renew(7), Renewal::Ending);
+    assert_eq!(
+        lessor.renew(8),
+        Renewal::Renewed { ttl_secs: 50, term: 3 },
+        "nobody could renew it meanwhile"
+    );
+    assert_eq!(lessor.expired(10), None, "named once");
+    lessor.retry(7);
+    clock.advance(6);
+    assert_eq!(lessor.expired(10), Some((3, vec![7])));
+    // In another term it does nothing.
+    lessor.suspend();
+    lessor.lead(4, second, || vec![known(7, 5)]);
+    assert_eq!(lessor.renew(7), Renewal::Renewed { ttl_secs: 5, term: 4 });
+}
+
 #[test]
 fn the_longest_ttl_does_not_overflow() {
     let (lessor, clock) = leading(&[]);

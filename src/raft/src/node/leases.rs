@@ -14,6 +14,8 @@ use super::{Node, Parts};
 use crate::lessor::{Renewal, TimeToLive};
 use crate::peer::{Answer, Lane, Request};
 use crate::runtime::watch;
+use crate::types::position;
+use openraft::async_runtime::WatchReceiver;
 use quorate_api::LeaseId;
 use quorate_api::proto::quorate::peer::{LeaseAnswer, LeaseAsk, lease_answer};
 use std::future::Future;
@@ -168,6 +170,7 @@ impl Parts {
             match self.lessor.renew(id) {
                 Renewal::Renewed { ttl_secs, term } => {
                     self.confirm(term).await?;
+                    self.catches_up().await?;
                     return Ok(self.is_stored(id).then_some(ttl_secs));
                 }
                 Renewal::NotLeader => return Err(LeaseError::NotLeader),
@@ -200,10 +203,27 @@ impl Parts {
                 }
                 (Some(left), true) => {
                     self.confirm(term).await?;
+                    self.catches_up().await?;
                     return Ok(self.is_stored(id).then_some(left));
                 }
                 (None, true) => look_again(&mut applied).await?,
             }
+        }
+    }
+
+    /// Waits until what is committed by now is applied here. Others may have applied it, and told so, while the disk of this
+    /// one is slow.
+    async fn catches_up(&self) -> Result<(), LeaseError> {
+        let committed = {
+            let metrics = self.raft.data_metrics();
+            let committed = metrics.borrow_watched().cluster_committed;
+            committed.map_or(0, |committed| position(committed.index))
+        };
+        let (mut applied, mut led) = (self.applied.clone(), self.view.led.subscribe());
+        tokio::select! {
+            biased;
+            applied = applied.wait_for(|applied| *applied >= committed) => applied.map(drop).map_err(|_| LeaseError::Stopped),
+            _ = led.changed() => Err(LeaseError::NotLeader),
         }
     }
 

@@ -109,11 +109,14 @@ impl Parts {
         given.is_ok()
     }
 
-    /// Everybody that raft's membership names as this member knows it, voters and learners.
+    /// Everybody that raft's membership names as this member knows it, voters and learners: the newest, and the one that it
+    /// replaces until it is committed, since it may come back.
     pub(crate) fn nodes(&self) -> BTreeSet<u64> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
-        metrics.membership_config.nodes().map(|(id, _)| *id).collect()
+        let (newest, committed) = (&metrics.membership_config, &metrics.committed_membership_config);
+        let both = newest.nodes().chain(committed.nodes());
+        both.map(|(id, _)| *id).collect()
     }
 
     /// Whether raft's membership, as far as this member knows it, has a member.

@@ -11,6 +11,8 @@ use crate::proposer::ProposeError;
 use crate::types::{RaftHandle, TypeConfig, position};
 use openraft::async_runtime::{Instant as _, WatchReceiver};
 use openraft::error::Fatal;
+#[cfg(feature = "planted")]
+use quorate_store::planted::{self, Bug};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,6 +46,9 @@ pub(super) async fn observe(
         };
         let own = parts.identity.member;
         let leader = leader.filter(|leader| *leader != own || term > found);
+        if leader != Some(own) {
+            parts.lessor.follow();
+        }
         let leader = leader.filter(|leader| parts.is_there(term, *leader));
         parts.view.publish(term, leader);
         let leads = leader == Some(own);
@@ -61,7 +66,8 @@ pub(super) async fn observe(
                 _ = looks.tick() => continue,
             }
         } else if !leads && led_term.take().is_some() {
-            parts.lessor.follow();
+            // By its vote it may lead yet; then what it has on its way may still come about.
+            parts.lessor.suspend();
             parts.leading.send_replace(false);
         }
         tokio::select! {
@@ -132,6 +138,10 @@ impl Parts {
         }
         let own = BTreeSet::from([self.identity.member]);
         if self.voters() == own {
+            return true;
+        }
+        #[cfg(feature = "planted")]
+        if planted::is(Bug::LeaseRenewedByDeposed) {
             return true;
         }
         let data = self.raft.data_metrics();

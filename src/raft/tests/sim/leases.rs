@@ -75,9 +75,10 @@ async fn one(world: &Arc<World>, id: i64) {
     for _ in 0..renewals {
         sleep(dice.millis(50..600)).await;
         let called = Instant::now();
+        let through = world.some_member();
         let renewed = world
             .ask(
-                world.some_member(),
+                through,
                 ELECTION * (1 + dice.below(3) as u32),
                 move |_, node| async move { node.renew(id).await },
             )
@@ -87,10 +88,18 @@ async fn one(world: &Arc<World>, id: i64) {
                 if granted != ttl_secs {
                     trace.fail(format_args!("lease {id} of {ttl_secs} s is renewed for {granted}"));
                 }
+                trace.note(format_args!(
+                    "lease {id} renewed through {through:?} in {:?}",
+                    called.elapsed()
+                ));
                 lease.renewed = called;
             }
             // It has ended: whether it might is judged by when its key went.
             Asked::Done(Ok(None)) => {
+                trace.note(format_args!(
+                    "lease {id} is gone, says {through:?} after {:?}",
+                    called.elapsed()
+                ));
                 let early = lease.renewed + least(lease.ttl);
                 if Instant::now() < early {
                     trace.fail(format_args!(

@@ -28,6 +28,8 @@ enum Step {
     Elect(usize, u64),
     /// A member hears who leads.
     Hear(usize),
+    /// The leader has nobody behind it for a while, and goes on. What it had on its way still is.
+    Pause,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -39,6 +41,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => member().prop_map(Step::Look),
         2 => (member(), any::<u64>()).prop_map(|(member, bits)| Step::Elect(member, bits)),
         2 => member().prop_map(Step::Hear),
+        2 => Just(Step::Pause),
     ]
 }
 
@@ -191,6 +194,10 @@ impl Cluster {
         self.term += 1;
         self.leader = member;
         self.began_ms.insert(self.term, now_ms);
+        self.lead();
+    }
+
+    fn lead(&mut self) {
         for lease in self.store.values_mut() {
             lease.last_ms += ELECTION_MS + SCAN_MS + PERIOD_MS.min(1000 * lease.ttl_secs as u64);
         }
@@ -200,7 +207,7 @@ impl Cluster {
             remaining_secs: lease.remaining_secs,
         };
         let extend = Duration::from_millis(ELECTION_MS);
-        self.lessors[member].lead(self.term, extend, || self.store.iter().map(known).collect());
+        self.lessors[self.leader].lead(self.term, extend, || self.store.iter().map(known).collect());
     }
 
     fn step(&mut self, step: Step) {
@@ -211,6 +218,10 @@ impl Cluster {
             Step::Elect(member, fates) => self.elect(member, fates),
             Step::Hear(member) if member != self.leader => self.lessors[member].follow(),
             Step::Hear(_) => {}
+            Step::Pause => {
+                self.lessors[self.leader].suspend();
+                self.lead();
+            }
             Step::Wait(millis) => {
                 self.clock.advance_ms(millis);
                 self.look(self.leader);
