@@ -42,10 +42,12 @@ use self::database::{Facts, Opened};
 use self::disk::{Disk, FilePlace, Patient, Place};
 pub use self::error::Error;
 pub(crate) use self::export::{Image, Pieces};
+pub(crate) use self::format::decode_meta;
 pub use self::format::{FORMAT, MetaRow};
-pub(crate) use self::import::Import;
+pub(crate) use self::import::{Import, OnRows};
 use self::pending::Pending;
 use self::shared::{Control, Queued, Role, Shared, Stop};
+pub(crate) use self::stream::StreamRow;
 pub use self::view::View;
 use crate::stepped::OnWork;
 

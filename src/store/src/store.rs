@@ -18,6 +18,7 @@
 pub(crate) mod hash;
 mod history;
 mod image;
+mod indexing;
 mod install;
 mod open;
 mod read;

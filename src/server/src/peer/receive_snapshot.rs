@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use quorate_api::proto::quorate::peer::{self as pb, snapshot_part::Body};
 use quorate_raft::peer::Reason;
 use quorate_raft::peer::service::Arrival;
+use quorate_runtime::bulk;
 use quorate_store::Incoming;
 use std::sync::Arc;
 use std::time::Duration;
@@ -129,12 +130,15 @@ async fn take_from(peer: &Peer, arrival: Arrival, mut reader: Reader, mut turn: 
     let begun = Instant::now();
     let mut incoming = begin(&arrival, &turn).await?;
     info!("applying snapshot: receiving from the leader");
-    let (pieces, mut queue) = mpsc::channel::<Bytes>(PIECES);
-    let writing = tokio::task::spawn_blocking(move || {
-        while let Some(piece) = queue.blocking_recv() {
-            incoming.push(&piece)?;
+    let (parts, mut queue) = mpsc::channel(PIECES);
+    let writing = bulk::spawn("take snapshot", move || {
+        while let Some(part) = queue.blocking_recv() {
+            match part {
+                Part::Piece(piece) => incoming.push(&piece)?,
+                Part::End => return incoming.finish().map(Some),
+            }
         }
-        Ok::<_, quorate_store::Error>(incoming)
+        Ok(None)
     });
     let mut bytes = 0;
     let whole = loop {
@@ -147,27 +151,27 @@ async fn take_from(peer: &Peer, arrival: Arrival, mut reader: Reader, mut turn: 
             Ok(Body::Piece(piece)) => {
                 bytes += piece.len() as u64;
                 peer.received(reader.count());
-                if pieces.send(piece).await.is_err() {
+                if parts.send(Part::Piece(piece)).await.is_err() {
                     break Ok(()); // the writer says why
                 }
             }
-            Ok(Body::End(end)) if end == bytes => break Ok(()),
+            Ok(Body::End(end)) if end == bytes => {
+                let _ = parts.send(Part::End).await;
+                break Ok(());
+            }
             Ok(_) => break Err(malformed("the snapshot is not as long as was said".to_owned())),
             Err(refused) => break Err(refused),
         }
     };
-    drop(pieces);
-    let failed = |error: &dyn std::fmt::Display| pb::Refused {
-        reason: Reason::NotReady as i32,
-        text: format!("the snapshot could not be taken in: {error}"),
-    };
-    let incoming = writing.await.map_err(|error| failed(&error))?;
+    drop(parts);
+    let written = writing.await;
     whole?;
-    let incoming = incoming.map_err(|error| failed(&error))?;
-    let finished = tokio::task::spawn_blocking(move || incoming.finish()).await;
-    let received = finished
-        .map_err(|error| failed(&error))?
-        .map_err(|error| failed(&error))?;
+    let received = match written {
+        Ok(Ok(received)) => received,
+        Ok(Err(error)) => return Err(not_taken(&error)),
+        Err(error) => return Err(not_taken(&error)),
+    };
+    let received = received.ok_or_else(replaced)?;
     peer.saved(begun.elapsed());
     let applying = peer.applies_snapshot();
     let vote = arrival.install(received).await?;
@@ -188,6 +192,19 @@ async fn begin(arrival: &Arrival, turn: &Turn) -> Result<Incoming, pb::Refused> 
             return Err(replaced());
         }
         tokio::time::sleep(LET_GO_POLL).await;
+    }
+}
+
+/// For the thread that writes.
+enum Part {
+    Piece(Bytes),
+    End,
+}
+
+fn not_taken(error: &dyn std::fmt::Display) -> pb::Refused {
+    pb::Refused {
+        reason: Reason::NotReady as i32,
+        text: format!("the snapshot could not be taken in: {error}"),
     }
 }
 

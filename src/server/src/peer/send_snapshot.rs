@@ -1,4 +1,5 @@
-//! A snapshot on its way to a peer: on a connection of its own, read and sent as fast as the peer takes it in.
+//! A snapshot on its way to a peer: on a connection of its own, read and sent as the peer takes it in, and no faster than
+//! those can bear who serve meanwhile.
 
 use super::dial::{Dialer, PeerStream};
 use super::frames::{self, Reader};
@@ -10,14 +11,22 @@ use quorate_api::proto::quorate::peer::{self as pb, snapshot_answer, snapshot_pa
 use quorate_raft::peer::{PeerError, Snapshot, message};
 use quorate_raft::state_machine::SnapshotData;
 use quorate_raft::types::Vote;
+use quorate_runtime::bulk;
 use quorate_runtime::tls::Alpn;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::info;
 
 /// Pieces read ahead. Each has about 256 KiB.
 const READ_AHEAD: usize = 4;
+
+/// Bytes a second. Faster, a transfer takes disks and processors from the writes of the moment.
+const RATE: u32 = 256 << 20;
+
+/// What the peer has held up is not made up for faster than this.
+const BURST: Duration = Duration::from_millis(20);
 
 /// A transfer that makes no progress for so long has failed.
 const STALL: Duration = Duration::from_secs(30);
@@ -58,7 +67,7 @@ impl Sending {
         let (pieces, mut read) = mpsc::channel(READ_AHEAD);
         let metrics = self.metrics;
         let read_by = metrics.clone();
-        let reading = tokio::task::spawn_blocking(move || {
+        let reading = bulk::spawn("send snapshot", move || {
             let begun = Instant::now();
             for piece in image.read() {
                 if pieces.blocking_send(piece).is_err() {
@@ -86,9 +95,11 @@ impl Sending {
                 .await
                 .ok_or(PeerError::Lost { to })?;
             let mut bytes = 0;
+            let mut pace = Pace::begin();
             while let Some(piece) = read.recv().await {
                 let piece = piece.map_err(|error| unreachable(format!("the store can't be read: {error}")))?;
                 bytes += piece.len() as u64;
+                pace.wait_for(piece.len()).await;
                 send(&metrics, &mut stream, part(Body::Piece(piece)))
                     .await
                     .ok_or(PeerError::Lost { to })?;
@@ -144,6 +155,25 @@ impl Sending {
     }
 }
 
+/// Keeps to [`RATE`].
+struct Pace {
+    due: Instant,
+}
+
+impl Pace {
+    fn begin() -> Self {
+        Self { due: Instant::now() }
+    }
+
+    /// Until so many bytes more may go.
+    async fn wait_for(&mut self, bytes: usize) {
+        let now = Instant::now();
+        self.due = self.due.max(now.checked_sub(BURST).unwrap_or(now));
+        tokio::time::sleep_until(self.due).await;
+        self.due += Duration::from_secs_f64(bytes as f64 / f64::from(RATE));
+    }
+}
+
 fn part(body: Body) -> Bytes {
     frames::frame(&pb::SnapshotPart { body: Some(body) })
 }
@@ -166,5 +196,28 @@ struct AbortOnDrop(tokio::task::JoinHandle<()>);
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_transfer_keeps_its_pace_and_does_not_make_up_for_what_held_it_up() {
+        let piece = 256 << 10;
+        let send = async |pace: &mut Pace, seconds: u32| {
+            for _ in 0..seconds * RATE / piece {
+                pace.wait_for(piece as usize).await;
+            }
+        };
+        let mut pace = Pace::begin();
+        let begun = Instant::now();
+        send(&mut pace, 2).await;
+        assert!(begun.elapsed().abs_diff(Duration::from_secs(2)) < BURST);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let held_up = Instant::now();
+        send(&mut pace, 1).await;
+        assert!(held_up.elapsed().abs_diff(Duration::from_secs(1)) < BURST * 3 / 2);
     }
 }

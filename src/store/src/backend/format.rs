@@ -122,7 +122,7 @@ pub(super) fn encode_meta(row: &Row, out: &mut Vec<u8>) {
     seal(&id_bytes(row.id), out);
 }
 
-pub(super) fn decode_meta(id: RowId, bytes: &[u8]) -> Result<MetaRow<'_>, Error> {
+pub(crate) fn decode_meta(id: RowId, bytes: &[u8]) -> Result<MetaRow<'_>, Error> {
     let body = open_sealed(&id_bytes(id), bytes).ok_or_else(|| Error::checksum(id, "meta"))?;
     decode_meta_body(id, body).ok_or_else(|| Error::Corrupt {
         what: format!("row of revision {}.{} in table meta can't be read", id.main, id.sub),

@@ -33,11 +33,15 @@ pub(crate) struct Import {
     records: Vec<(Bytes, Bytes)>,
     bytes: usize,
     failed: bool,
+    on_rows: OnRows,
 }
+
+/// Gets the rows that were written, in their order.
+pub(crate) type OnRows = Box<dyn FnMut(Vec<StreamRow>) -> Result<(), Error> + Send>;
 
 impl Import {
     /// Into an empty disk.
-    pub fn new(disk: Arc<dyn Disk>, cache_bytes: usize, commit_bytes: usize) -> Result<Self, Error> {
+    pub fn new(disk: Arc<dyn Disk>, cache_bytes: usize, commit_bytes: usize, on_rows: OnRows) -> Result<Self, Error> {
         let opened = database::open(Patient::new(disk.clone(), 0), cache_bytes)?;
         Ok(Self {
             disk,
@@ -54,6 +58,7 @@ impl Import {
             records: Vec::new(),
             bytes: 0,
             failed: false,
+            on_rows,
         })
     }
 
@@ -132,7 +137,10 @@ impl Import {
     }
 
     fn commit(&mut self, whole: Option<Header>) -> Result<(), Error> {
-        let write = database::begin(&self.db)?;
+        let write = match whole {
+            Some(_) => database::begin(&self.db)?,
+            None => database::begin_passing(&self.db)?,
+        };
         {
             let mut meta = write.open_table(format::META).during("open table meta")?;
             let mut values = write.open_table(format::VALUES).during("open table values")?;
@@ -169,10 +177,9 @@ impl Import {
             }
         }
         write.commit().during("write an image that came")?;
-        self.rows.clear();
         self.records.clear();
         self.bytes = 0;
-        Ok(())
+        (self.on_rows)(std::mem::take(&mut self.rows))
     }
 
     /// All of it has come. The file is durable, and closed.

@@ -221,7 +221,7 @@ pub(super) fn put_row(out: &mut Vec<u8>, id: RowId, meta: &[u8], value: Option<&
     out.extend_from_slice(value.unwrap_or_default());
 }
 
-pub(super) struct StreamRow {
+pub(crate) struct StreamRow {
     pub id: RowId,
     pub meta: Bytes,
     pub value: Option<Bytes>,

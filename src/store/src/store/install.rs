@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::indexing::Indexing;
 use super::{Restored, Root, Shared, Store};
 use crate::backend::{Applied, Backend, Import};
 use crate::error::Error;
@@ -46,8 +47,10 @@ impl Store {
         let slot = Slot::take(&self.root)?;
         let backend = &self.root.options.backend;
         let disk = self.root.place.incoming()?;
-        let import = Import::new(disk, backend.cache_bytes, backend.commit_bytes)?;
-        Ok(Incoming { import, slot })
+        let indexing = Indexing::default();
+        let on_rows = indexing.clone().takes();
+        let import = Import::new(disk, backend.cache_bytes, backend.commit_bytes, on_rows)?;
+        Ok(Incoming { import, indexing, slot })
     }
 }
 
@@ -56,6 +59,7 @@ impl Store {
 pub struct Incoming {
     // Dropped in this order: the file is closed before its name goes.
     import: Import,
+    indexing: Indexing,
     slot: Slot,
 }
 
@@ -65,15 +69,15 @@ impl Incoming {
         Ok(self.import.push(bytes)?)
     }
 
-    /// The stream has ended. Checks that it is whole, makes it durable, and brings index and tables to memory from what
-    /// the disk then says.
+    /// The stream has ended. Checks that it is whole, makes it durable, and brings what the disk then says to memory.
     pub fn finish(self) -> Result<Received, Error> {
-        let Self { import, slot } = self;
+        let Self { import, indexing, slot } = self;
         let disk = import.finish()?;
+        let index = indexing.finish()?;
         let options = &slot.root.options;
         let opened = Backend::open_aside(disk, options.backend.clone(), slot.root.on_work.clone())?;
         let compaction = slot.root.current.load().compaction.clone();
-        let restored = Restored::of(opened, options, compaction)?;
+        let restored = Restored::with(opened, index, options, compaction)?;
         Ok(Received { restored, slot })
     }
 }

@@ -68,14 +68,20 @@ pub(crate) struct Restored {
 }
 
 impl Restored {
-    pub fn of(
+    pub fn of(opened: (Backend, Recovered), options: &Options, compaction: Arc<Compaction>) -> Result<Self, Error> {
+        let index = restore_index(&opened.0.view()?)?;
+        Self::with(opened, index, options, compaction)
+    }
+
+    /// With an index of the rows that are in the file.
+    pub fn with(
         (backend, recovered): (Backend, Recovered),
+        index: Index,
         options: &Options,
         compaction: Arc<Compaction>,
     ) -> Result<Self, Error> {
         let view = backend.view()?;
         let mut tables = Tables::restore(&view)?;
-        let index = restore_index(&view)?;
         index.each_newest(|key, newest| tables.leases.attach(key, newest.lease));
         let membership = view.system(SystemTable::Cluster, RAFT_MEMBERSHIP_RECORD)?;
         drop(view);
