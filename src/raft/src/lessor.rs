@@ -214,7 +214,9 @@ impl Lessor {
             leading.insert(lease.id, lease.ttl_secs, at, log, self.note_at(now, at, lease.ttl_secs));
             let before = before.as_ref().and_then(|before| before.leases.get(&lease.id));
             if let (Some(before), Some(now)) = (before, leading.leases.get_mut(&lease.id)) {
-                now.ending = before.ending;
+                if before.ending {
+                    (now.ending, now.at) = (true, before.at);
+                }
                 if before.log == InLog::Settling {
                     now.log = InLog::Settling;
                 }

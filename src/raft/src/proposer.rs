@@ -541,16 +541,8 @@ async fn sleep_until(at: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use super::queue::tests::put;
     use super::*;
-    use quorate_api::proto::etcdserverpb::PutRequest;
-
-    fn put(bytes: usize) -> Command {
-        Command::Put(PutRequest {
-            key: "k".into(),
-            value: vec![0; bytes].into(),
-            ..Default::default()
-        })
-    }
 
     fn proposer(space: LogSpace) -> Proposer {
         Proposer::new(Whose { member: 1, boot: 1 }, space)

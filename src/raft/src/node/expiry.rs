@@ -3,7 +3,8 @@
 //! A revocation carries the term in which the lessor saw the end, and does nothing in an entry of another. Whatever
 //! happens between the look at the clock and the entry (the process may be stopped for minutes) no lease goes that a
 //! later leader has renewed: an entry of term T that is applied comes before the first entry of every later term, and a
-//! leader renews only when it has applied the first of its own. A lease that it could renew was not revoked, then.
+//! leader renews only when it has applied the first of its own. A lease that it could renew was not revoked, then. Within
+//! its own term the lessor remembers whose revocation is on its way, also while the leader hears of no quorum.
 //!
 //! So a leader that was deposed could do no harm. It asks all the same before it proposes anything, unless it heard of a
 //! quorum just now: what it proposed would have to be overwritten.

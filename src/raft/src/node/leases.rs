@@ -219,6 +219,9 @@ impl Parts {
             let committed = metrics.borrow_watched().cluster_committed;
             committed.map_or(0, |committed| position(committed.index))
         };
+        if *self.applied.borrow() >= committed {
+            return Ok(());
+        }
         let (mut applied, mut led) = (self.applied.clone(), self.view.led.subscribe());
         tokio::select! {
             biased;

@@ -98,13 +98,13 @@ impl Slots {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::batch::Origin;
     use quorate_api::proto::etcdserverpb::PutRequest;
     use tokio::sync::oneshot;
 
-    fn put(bytes: usize) -> Command {
+    pub fn put(bytes: usize) -> Command {
         Command::Put(PutRequest {
             key: "k".into(),
             value: vec![0; bytes].into(),
