@@ -3,9 +3,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::time::{Duration, Instant};
+mod measure;
+
+use std::time::Instant;
 
 use bytes::Bytes;
+use measure::{cpu, key};
 use quorate_api::proto::etcdserverpb::PutRequest;
 use quorate_store::backend::Applied;
 use quorate_store::command::Command;
@@ -14,23 +17,12 @@ use quorate_store::{Options, Store};
 const VALUE_LEN: usize = 1024;
 const BATCH: u64 = 100;
 
-fn key(n: u64) -> String {
-    format!("/registry/pods/namespace/{:039}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-}
-
 fn put(n: u64) -> Command {
     Command::Put(PutRequest {
         key: key(n).into(),
         value: Bytes::from(vec![n as u8; VALUE_LEN]),
         ..Default::default()
     })
-}
-
-/// CPU time of this thread.
-fn cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanos = stat.split_whitespace().next().and_then(|nanos| nanos.parse().ok());
-    Duration::from_nanos(nanos.unwrap_or_default())
 }
 
 fn timed<T>(what: &str, bytes: u64, work: impl FnOnce() -> T) -> T {

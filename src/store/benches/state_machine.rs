@@ -5,10 +5,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod measure;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use measure::{cpu, key};
 use quorate_api::proto::etcdserverpb::{CompactionRequest, PutRequest, RangeRequest};
 use quorate_store::backend::{Applied, RowId};
 use quorate_store::command::Command;
@@ -17,18 +20,6 @@ use quorate_store::{Applier, Options, Origin, Store};
 
 const VALUE_LEN: usize = 256;
 const BATCH: u64 = 100;
-
-fn key(n: u64) -> String {
-    // Scattered, as names are.
-    format!("/registry/pods/namespace/{:039}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-}
-
-/// CPU time of this thread: on a shared machine, time on the wall says little.
-fn cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanos = stat.split_whitespace().next().and_then(|nanos| nanos.parse().ok());
-    Duration::from_nanos(nanos.unwrap_or_default())
-}
 
 /// Of all threads, in ticks of 10 ms.
 fn process_cpu() -> Duration {
