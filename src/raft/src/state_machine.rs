@@ -263,7 +263,7 @@ fn copy(store: &Store, image: &Image) -> io::Result<Received> {
     let mut incoming = store.receive().map_err(io::Error::other)?;
     for piece in image.read() {
         let piece = piece.map_err(io::Error::other)?;
-        incoming.push(&piece).map_err(io::Error::other)?;
+        incoming.push(piece).map_err(io::Error::other)?;
     }
     incoming.finish().map_err(io::Error::other)
 }

@@ -224,7 +224,7 @@ fn a_log_that_ends_before_an_installed_snapshot_is_reset() {
         from.image()
             .unwrap()
             .read()
-            .for_each(|piece| incoming.push(&piece.unwrap()).unwrap());
+            .for_each(|piece| incoming.push(piece.unwrap()).unwrap());
         applier.install(incoming.finish().unwrap()).unwrap();
         assert_eq!(to.installed(), Some(to.durable().last));
         assert!(to.durable().last.index > behind.1);

@@ -62,7 +62,7 @@ async fn a_received_snapshot_is_installed_and_announced() {
             panic!("a built snapshot is an image");
         };
         let mut incoming = store.receive().unwrap();
-        image.read().for_each(|piece| incoming.push(&piece.unwrap()).unwrap());
+        image.read().for_each(|piece| incoming.push(piece.unwrap()).unwrap());
         let received = received_snapshot(incoming.finish().unwrap()).unwrap();
         assert_eq!(received.meta, built.meta);
         to.install_snapshot(&built.meta, received.snapshot).await.unwrap();

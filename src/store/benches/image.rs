@@ -57,7 +57,7 @@ fn main() {
     let (to, mut applier) = open("to");
     let mut incoming = to.receive().unwrap();
     timed("receive", bytes, || {
-        pieces.iter().for_each(|piece| incoming.push(piece).unwrap());
+        pieces.into_iter().for_each(|piece| incoming.push(piece).unwrap());
     });
     let received = timed("finish", bytes, || incoming.finish().unwrap());
     timed("install", bytes, || applier.install(received).unwrap());

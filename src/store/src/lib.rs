@@ -29,6 +29,7 @@ pub mod mvcc;
 pub mod origins;
 #[cfg(feature = "planted")]
 pub mod planted;
+mod polite;
 mod stepped;
 pub mod store;
 mod tables;

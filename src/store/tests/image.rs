@@ -74,7 +74,7 @@ impl Node {
 
     fn receive(&self, stream: &[u8]) -> Result<Received, Error> {
         let mut incoming = self.store.receive()?;
-        incoming.push(stream)?;
+        incoming.push(Bytes::copy_from_slice(stream))?;
         incoming.finish()
     }
 
@@ -121,12 +121,11 @@ fn an_image_is_the_whole_store_however_it_is_cut() {
         let (mut to, _) = Node::fed(seed + 100, 7, 50);
         let mut incoming = to.store.receive().unwrap();
         let mut rng = Rng(seed);
-        let mut rest = &stream[..];
+        let mut rest = Bytes::from(stream);
         while !rest.is_empty() {
             let most = [1, 30, 5000, 1 << 20][rng.below(4) as usize];
-            let (now, later) = rest.split_at(rest.len().min(1 + rng.below(most) as usize));
+            let now = rest.split_to(rest.len().min(1 + rng.below(most) as usize));
             incoming.push(now).unwrap();
-            rest = later;
         }
         let received = incoming.finish().unwrap();
         assert_eq!(Some(received.applied()), image.applied());
@@ -276,13 +275,16 @@ fn half_snapshot_is_never_applied() {
     // Given up on the way.
     for cut in [0, 10, whole.len() / 2, whole.len()] {
         let mut incoming = to.store.receive().unwrap();
-        incoming.push(&whole[..cut]).unwrap();
+        incoming.push(Bytes::copy_from_slice(&whole[..cut])).unwrap();
         drop(incoming);
         assert!(!to.has_leftovers());
     }
     let mut incoming = to.store.receive().unwrap();
-    assert!(incoming.push(b"not it").is_err());
-    assert!(incoming.push(&whole).is_err(), "nothing is taken after an error");
+    assert!(incoming.push(Bytes::from_static(b"not it")).is_err());
+    assert!(
+        incoming.push(whole.clone().into()).is_err(),
+        "nothing is taken after an error"
+    );
     assert!(incoming.finish().is_err());
     drop(to.receive(&whole).unwrap());
     assert!(!to.has_leftovers());
@@ -407,7 +409,7 @@ fn back_to_back_snapshots_install() {
         let image = from.image();
         let mut incoming = to.store.receive().unwrap();
         assert!(matches!(to.store.receive(), Err(Error::Receiving)));
-        image.read().for_each(|piece| incoming.push(&piece.unwrap()).unwrap());
+        image.read().for_each(|piece| incoming.push(piece.unwrap()).unwrap());
         let received = incoming.finish().unwrap();
         assert!(
             matches!(to.store.receive(), Err(Error::Receiving)),

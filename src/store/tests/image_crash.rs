@@ -41,7 +41,7 @@ fn newer() -> (Vec<bytes::Bytes>, Picture, Feed) {
 
 fn receive(store: &Store, pieces: &[bytes::Bytes]) -> Result<quorate_store::Received, Error> {
     let mut incoming = store.receive()?;
-    pieces.iter().try_for_each(|piece| incoming.push(piece))?;
+    pieces.iter().try_for_each(|piece| incoming.push(piece.clone()))?;
     incoming.finish()
 }
 
@@ -142,7 +142,7 @@ fn a_failing_transfer_leaves_the_store_alone() {
     let rotten = MemDisk::default();
     place.make_next_of(rotten.clone());
     let mut incoming = store.receive().unwrap();
-    pieces.iter().for_each(|piece| incoming.push(piece).unwrap());
+    pieces.iter().for_each(|piece| incoming.push(piece.clone()).unwrap());
     rotten.fail_reads(true);
     let unreadable = incoming.finish();
     assert!(unreadable.is_err(), "it is read back before it counts");

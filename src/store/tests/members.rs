@@ -322,7 +322,7 @@ fn removed_member_stays_removed() {
     let mut other = Node::open(Arc::new(tempfile::tempdir().unwrap()));
     let mut incoming = other.store.receive().unwrap();
     let pieces: Vec<Bytes> = node.store.image().unwrap().read().map(|piece| piece.unwrap()).collect();
-    pieces.iter().for_each(|piece| incoming.push(piece).unwrap());
+    pieces.iter().for_each(|piece| incoming.push(piece.clone()).unwrap());
     other.applier.install(incoming.finish().unwrap()).unwrap();
     other.index = node.index;
     check(&mut other);

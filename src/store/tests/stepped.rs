@@ -143,7 +143,7 @@ impl World {
         commit_all(stepper);
         let mut incoming = self.member.store.receive().unwrap();
         for piece in store.image().unwrap().read() {
-            incoming.push(&piece.unwrap()).unwrap();
+            incoming.push(piece.unwrap()).unwrap();
         }
         let received = incoming.finish().unwrap();
         self.member.applier.install(received).unwrap();
@@ -379,7 +379,7 @@ fn outcome(seed: u64, stepped: bool) -> (Vec<String>, Vec<Vec<u8>>, Picture) {
                 commit_all(stepper);
                 let mut incoming = store.receive().unwrap();
                 for piece in from.image().unwrap().read() {
-                    incoming.push(&piece.unwrap()).unwrap();
+                    incoming.push(piece.unwrap()).unwrap();
                 }
                 applier.install(incoming.finish().unwrap()).unwrap();
                 feed.index = feed_of.index;

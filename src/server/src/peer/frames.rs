@@ -79,7 +79,7 @@ pub fn frame(message: &impl Message) -> Bytes {
 /// Takes messages out of a stream.
 pub struct Reader {
     body: RecvStream,
-    buffer: BytesMut,
+    messages: Messages,
     /// Bytes that came and were not counted yet.
     uncounted: usize,
 }
@@ -88,7 +88,7 @@ impl Reader {
     pub fn new(body: RecvStream) -> Self {
         Self {
             body,
-            buffer: BytesMut::new(),
+            messages: Messages::default(),
             uncounted: 0,
         }
     }
@@ -101,7 +101,7 @@ impl Reader {
     /// The next message; `None` at the end of the stream. Byte fields are slices of what was received.
     pub fn poll_next<M: Message + Default>(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<M, Error>>> {
         loop {
-            match self.take() {
+            match self.messages.take() {
                 Ok(Some(bytes)) => return Poll::Ready(Some(M::decode(bytes).map_err(Error::from))),
                 Ok(None) => {}
                 Err(error) => return Poll::Ready(Some(Err(error))),
@@ -113,10 +113,10 @@ impl Reader {
                         return Poll::Ready(Some(Err(error.into())));
                     }
                     self.uncounted += data.len();
-                    self.buffer.extend_from_slice(&data);
+                    self.messages.data = data;
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                None if self.buffer.is_empty() => return Poll::Ready(None),
+                None if self.messages.buffer.is_empty() => return Poll::Ready(None),
                 None => return Poll::Ready(Some(Err(Error::CutOff))),
             }
         }
@@ -125,26 +125,58 @@ impl Reader {
     pub async fn next<M: Message + Default>(&mut self) -> Option<Result<M, Error>> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
+}
 
+/// Messages as they come out of pieces that were cut anywhere. One that lies in a single piece is not copied.
+#[derive(Default)]
+struct Messages {
+    /// What came last, from where nothing was taken yet.
+    data: Bytes,
+    /// A message that more is to come of.
+    buffer: BytesMut,
+}
+
+impl Messages {
+    /// `None` once all data is used up.
     fn take(&mut self) -> Result<Option<Bytes>, Error> {
-        let Some(mut prefix) = self.buffer.get(..PREFIX) else {
-            return Ok(None);
-        };
-        if prefix.get_u8() != 0 {
-            return Err(Error::Compressed);
+        if self.buffer.is_empty()
+            && let Some(len) = announced(&self.data)?
+            && self.data.len() >= PREFIX + len
+        {
+            self.data.advance(PREFIX);
+            return checked(self.data.split_to(len)).map(Some);
         }
-        let len = prefix.get_u32() as usize;
-        if len > MESSAGE_BYTES_MAX {
-            return Err(Error::TooLong(len));
-        }
-        let missing = (PREFIX + len).saturating_sub(self.buffer.len());
-        if missing > 0 {
+        loop {
+            let len = announced(&self.buffer)?;
+            let missing = len.map_or(PREFIX, |len| PREFIX + len) - self.buffer.len();
+            if missing == 0 {
+                let mut whole = self.buffer.split().freeze();
+                whole.advance(PREFIX);
+                return checked(whole).map(Some);
+            }
+            if self.data.is_empty() {
+                return Ok(None);
+            }
             self.buffer.reserve(missing.min(AHEAD_BYTES));
-            return Ok(None);
+            let next = self.data.split_to(missing.min(self.data.len()));
+            self.buffer.extend_from_slice(&next);
         }
-        self.buffer.advance(PREFIX);
-        checked(self.buffer.split_to(len).freeze()).map(Some)
     }
+}
+
+/// How long the message is, once its prefix has come.
+fn announced(bytes: &[u8]) -> Result<Option<usize>, Error> {
+    let Some(mut prefix) = bytes.get(..PREFIX) else {
+        return Ok(None);
+    };
+    if prefix.get_u8() != 0 {
+        return Err(Error::Compressed);
+    }
+    let len = prefix.get_u32() as usize;
+    if len > MESSAGE_BYTES_MAX {
+        return Err(Error::TooLong(len));
+    }
+    Ok(Some(len))
 }
 
 #[cfg(test)]
@@ -174,5 +206,59 @@ mod tests {
         for len in 0..message.len() {
             assert!(checked(message.slice(..len)).is_err(), "{len} bytes");
         }
+    }
+
+    #[test]
+    fn messages_come_out_of_any_pieces() {
+        let message = |len: usize| Forward {
+            batch: vec![len as u8; len].into(),
+            grows_store: false,
+        };
+        let lens = [0, 1, 300, 5000, 2, 0, 70_000];
+        let mut stream = BytesMut::new();
+        for len in lens {
+            put(&mut stream, &message(len));
+        }
+        let stream = stream.freeze();
+        for cut in [1, 2, 5, 6, 7, 100, 311, 4096, 5015, 60_000, stream.len()] {
+            let mut messages = Messages::default();
+            let mut came = Vec::new();
+            let mut rest = stream.clone();
+            while !rest.is_empty() {
+                messages.data = rest.split_to(cut.min(rest.len()));
+                while let Some(bytes) = messages.take().unwrap() {
+                    came.push(Forward::decode(bytes).unwrap().batch.len());
+                }
+                assert!(messages.data.is_empty(), "all of it was taken");
+            }
+            assert_eq!(came, lens, "pieces of {cut} bytes");
+            assert!(messages.buffer.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_message_in_one_piece_is_not_copied() {
+        let whole = frame(&Forward {
+            batch: vec![1; 1000].into(),
+            grows_store: false,
+        });
+        let mut messages = Messages {
+            data: whole.clone(),
+            ..Messages::default()
+        };
+        let message = messages.take().unwrap().unwrap();
+        assert_eq!(message.as_ptr(), whole[PREFIX..].as_ptr());
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused_by_its_prefix() {
+        let refused = |prefix: [u8; PREFIX]| {
+            let data = Bytes::copy_from_slice(&prefix);
+            let buffer = BytesMut::new();
+            Messages { data, buffer }.take().unwrap_err()
+        };
+        assert!(matches!(refused([1, 0, 0, 0, 0]), Error::Compressed));
+        assert!(matches!(refused([0, 255, 0, 0, 0]), Error::TooLong(_)));
+        assert!(matches!(refused([0; PREFIX]), Error::Unchecked));
     }
 }

@@ -134,7 +134,7 @@ async fn take_from(peer: &Peer, arrival: Arrival, mut reader: Reader, mut turn: 
     let writing = bulk::spawn("take snapshot", move || {
         while let Some(part) = queue.blocking_recv() {
             match part {
-                Part::Piece(piece) => incoming.push(&piece)?,
+                Part::Piece(piece) => incoming.push(piece)?,
                 Part::End => return incoming.finish().map(Some),
             }
         }

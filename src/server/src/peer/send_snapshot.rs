@@ -70,6 +70,7 @@ impl Sending {
         let reading = bulk::spawn("send snapshot", move || {
             let begun = Instant::now();
             for piece in image.read() {
+                let piece = piece.map(|piece| (piece.len(), part(Body::Piece(piece))));
                 if pieces.blocking_send(piece).is_err() {
                     return;
                 }
@@ -97,12 +98,11 @@ impl Sending {
             let mut bytes = 0;
             let mut pace = Pace::begin();
             while let Some(piece) = read.recv().await {
-                let piece = piece.map_err(|error| unreachable(format!("the store can't be read: {error}")))?;
-                bytes += piece.len() as u64;
-                pace.wait_for(piece.len()).await;
-                send(&metrics, &mut stream, part(Body::Piece(piece)))
-                    .await
-                    .ok_or(PeerError::Lost { to })?;
+                let piece = piece.map_err(|error| unreachable(format!("the store can't be read: {error}")));
+                let (len, piece) = piece?;
+                bytes += len as u64;
+                pace.wait_for(len).await;
+                send(&metrics, &mut stream, piece).await.ok_or(PeerError::Lost { to })?;
             }
             send(&metrics, &mut stream, part(Body::End(bytes)))
                 .await
@@ -178,13 +178,17 @@ fn part(body: Body) -> Bytes {
     frames::frame(&pb::SnapshotPart { body: Some(body) })
 }
 
-/// Waits until the peer has room. `None`: it is gone or takes nothing any more.
+/// Waits until the peer has room, for what makes a whole frame: a message that comes in one need not be put together
+/// there. `None`: it is gone or takes nothing any more.
 async fn send(peer: &Peer, stream: &mut h2::SendStream<Bytes>, mut bytes: Bytes) -> Option<()> {
     while !bytes.is_empty() {
         stream.reserve_capacity(bytes.len());
-        let room = std::future::poll_fn(|cx| stream.poll_capacity(cx));
-        let room = tokio::time::timeout(STALL, room).await.ok()??.ok()?;
-        let now = bytes.split_to(room.min(bytes.len()));
+        let enough = bytes.len().min(frames::FRAME_BYTES as usize);
+        while stream.capacity() < enough {
+            let room = std::future::poll_fn(|cx| stream.poll_capacity(cx));
+            tokio::time::timeout(STALL, room).await.ok()??.ok()?;
+        }
+        let now = bytes.split_to(enough);
         peer.sent(now.len());
         stream.send_data(now, false).ok()?;
     }

@@ -10,8 +10,11 @@
 //! thread writes, so only that thread waits; Views read on. While the reserve is not whole the backend counts as full,
 //! and the store refuses what would make it grow, so that deletes and compaction can use what is left of the reserve.
 //! A failed sync is never waited out: it goes up and is final.
+//!
+//! A file that is made in one go has [`Gathered`] between Patient and Disk, which makes few large writes of many small.
 
 mod file;
+mod gathered;
 mod layout;
 mod summed;
 
@@ -25,6 +28,7 @@ use parking_lot::{Condvar, Mutex};
 use super::Error;
 
 pub use file::{FileDisk, FilePlace};
+pub(super) use gathered::Gathered;
 pub(super) use summed::Summed;
 
 /// One growing array of bytes with a reserve of space beside it.
@@ -35,6 +39,11 @@ pub trait Disk: std::fmt::Debug + Send + Sync + 'static {
     /// Growth reads as zeros. Nothing is durable before the next sync.
     fn set_len(&self, len: u64) -> io::Result<()>;
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// The same for much that nobody reads soon: it should take no memory of the page cache, nor time of the next sync.
+    /// Offset, length, and the data's place in memory are multiples of 4096.
+    fn write_past_cache(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.write(offset, data)
+    }
     /// Once this returns `Ok`, every earlier write and length survives power loss.
     fn sync(&self) -> io::Result<()>;
     /// Bytes of blocks that the array has taken from the disk.

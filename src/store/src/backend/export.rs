@@ -13,9 +13,11 @@ use super::format::{self, OWN};
 use super::shared::Shared;
 use super::stream::{self, Counts, Header, Sealer};
 use super::view::Tables;
+use crate::polite::Polite;
 
-/// Pieces have about this size, or that of their one row.
-const PIECE_BYTES: usize = 256 << 10;
+/// Pieces have about this size, or that of their one row. With what is put around them on their way they stay below
+/// 256 KiB, which is what members send in one frame.
+const PIECE_BYTES: usize = 224 << 10;
 
 /// One commit, standing still. It pins pages of the file, and nothing in memory.
 #[derive(Clone)]
@@ -47,6 +49,7 @@ impl Image {
             sealer: Sealer::default(),
             at: At::Header,
             counts: Counts::default(),
+            polite: Polite::default(),
         }
     }
 
@@ -62,6 +65,7 @@ pub(crate) struct Pieces {
     sealer: Sealer,
     at: At,
     counts: Counts,
+    polite: Polite,
 }
 
 enum At {
@@ -140,8 +144,10 @@ impl Pieces {
                     Some(value)
                 }
             };
+            let before = body.len();
             stream::put_row(&mut body, id, meta, value.as_ref().map(|value| value.value()));
             self.counts.rows += 1;
+            self.polite.pass(body.len() - before);
             if body.len() >= PIECE_BYTES {
                 self.at = At::Rows(Bound::Excluded(id));
                 break;

@@ -10,10 +10,11 @@ use redb::Database;
 
 use super::change::RowId;
 use super::database::{self, Size};
-use super::disk::{Disk, Patient};
+use super::disk::{Disk, Gathered, Patient};
 use super::error::{During, Error};
 use super::format::{self, OWN, ROW_ID_LEN};
 use super::stream::{self, Counts, Decoder, Header, Part, StreamRow, bad};
+use crate::polite::Polite;
 
 pub(crate) struct Import {
     disk: Arc<dyn Disk>,
@@ -34,6 +35,7 @@ pub(crate) struct Import {
     bytes: usize,
     failed: bool,
     on_rows: OnRows,
+    polite: Polite,
 }
 
 /// Gets the rows that were written, in their order.
@@ -42,7 +44,8 @@ pub(crate) type OnRows = Box<dyn FnMut(Vec<StreamRow>) -> Result<(), Error> + Se
 impl Import {
     /// Into an empty disk.
     pub fn new(disk: Arc<dyn Disk>, cache_bytes: usize, commit_bytes: usize, on_rows: OnRows) -> Result<Self, Error> {
-        let opened = database::open(Patient::new(disk.clone(), 0), cache_bytes)?;
+        let gathered = Arc::new(Gathered::new(disk.clone()));
+        let opened = database::open(Patient::new(gathered, 0), cache_bytes)?;
         Ok(Self {
             disk,
             db: opened.db,
@@ -59,11 +62,12 @@ impl Import {
             bytes: 0,
             failed: false,
             on_rows,
+            polite: Polite::default(),
         })
     }
 
     /// The next bytes, cut anywhere. After an error nothing more is taken.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    pub fn push(&mut self, bytes: Bytes) -> Result<(), Error> {
         if self.failed {
             return Err(bad("an earlier part of it was refused"));
         }
@@ -72,7 +76,7 @@ impl Import {
         result
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    fn take(&mut self, bytes: Bytes) -> Result<(), Error> {
         self.decoder.push(bytes);
         while let Some(part) = self.decoder.next()? {
             match part {
@@ -149,12 +153,14 @@ impl Import {
             let mut end = meta.upper_bound_mut(unbounded).during("write table meta")?;
             for row in &self.rows {
                 end.insert_before(row.id, &row.meta[..]).during("write table meta")?;
+                self.polite.pass(row.meta.len());
             }
             end.close().during("write table meta")?;
             let mut end = values.upper_bound_mut(unbounded).during("write table values")?;
             for row in &self.rows {
                 if let Some(value) = &row.value {
                     end.insert_before(row.id, &value[..]).during("write table values")?;
+                    self.polite.pass(value.len());
                 }
             }
             end.close().during("write table values")?;

@@ -115,9 +115,13 @@ pub(super) enum Part {
     End(Counts),
 }
 
-/// Takes the stream apart again, however it was cut on its way. Holds at most one frame, and no more than has come.
+/// Takes the stream apart again, however it was cut on its way. Holds at most one frame, and no more than has come; one
+/// that came in a single piece is not copied.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
+    /// What came last, from where nothing was taken yet.
+    data: Bytes,
+    /// A frame that more is to come of.
     buffer: BytesMut,
     crc: u32,
     begun: bool,
@@ -125,13 +129,15 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
+    /// Then [`Decoder::next`] is due until it has no more.
+    pub fn push(&mut self, bytes: Bytes) {
+        self.buffer.extend_from_slice(&self.data);
+        self.data = bytes;
     }
 
     /// The stream has come to its end, and nothing is behind it.
     pub fn is_whole(&self) -> bool {
-        self.ended && self.buffer.is_empty()
+        self.ended && self.is_empty()
     }
 
     /// The next part, if all of it is there.
@@ -139,10 +145,10 @@ impl Decoder {
         if !self.begun {
             return self.header();
         }
-        if self.ended && !self.buffer.is_empty() {
+        if self.ended && !self.is_empty() {
             return Err(bad("there are bytes behind its end"));
         }
-        let Some((head, _)) = self.buffer.split_first_chunk::<HEAD_LEN>() else {
+        let Some((head, _)) = self.ahead(HEAD_LEN).split_first_chunk::<HEAD_LEN>() else {
             return Ok(None);
         };
         let [kind, len @ ..] = *head;
@@ -168,13 +174,29 @@ impl Decoder {
         }
     }
 
+    fn is_empty(&self) -> bool {
+        self.buffer.is_empty() && self.data.is_empty()
+    }
+
+    /// At least the next `len` bytes, or all that have come. Puts together what did not come in one piece, and no more.
+    fn ahead(&mut self, len: usize) -> &[u8] {
+        if self.buffer.is_empty() && self.data.len() >= len {
+            return &self.data;
+        }
+        let missing = len.saturating_sub(self.buffer.len());
+        let next = self.data.split_to(missing.min(self.data.len()));
+        self.buffer.extend_from_slice(&next);
+        &self.buffer
+    }
+
     fn header(&mut self) -> Result<Option<Part>, Error> {
-        let known = self.buffer.len().min(MAGIC.len());
-        if self.buffer[..known] != MAGIC[..known] {
+        let ahead = self.ahead(20);
+        let known = ahead.len().min(MAGIC.len());
+        if ahead[..known] != MAGIC[..known] {
             return Err(bad("it does not begin as one"));
         }
         // Before the CRC: what that covers is the format's to say.
-        if let Some(format) = self.buffer.get(16..20) {
+        if let Some(format) = ahead.get(16..20) {
             let format = u32::from_le_bytes([format[0], format[1], format[2], format[3]]);
             if format != FORMAT {
                 return Err(bad(format!("it has format {format}, this version reads {FORMAT}")));
@@ -198,11 +220,16 @@ impl Decoder {
 
     /// The next `len` bytes, if they and their CRC are there.
     fn sealed(&mut self, len: usize) -> Result<Option<Bytes>, Error> {
-        if self.buffer.len() < len + CRC_LEN {
+        let whole = len + CRC_LEN;
+        if self.ahead(whole).len() < whole {
             return Ok(None);
         }
-        let sealed = self.buffer.split_to(len).freeze();
-        let crc = self.buffer.get_u32_le();
+        let mut crc = match self.buffer.is_empty() {
+            true => self.data.split_to(whole),
+            false => self.buffer.split_to(whole).freeze(),
+        };
+        let sealed = crc.split_to(len);
+        let crc = crc.get_u32_le();
         self.crc = crc32c::crc32c_append(self.crc, &sealed);
         if crc != self.crc {
             return Err(bad("a checksum does not match"));

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::backend::{Error, OnRows, StreamRow, decode_meta};
 use crate::mvcc::index::Index;
-use crate::mvcc::version::Version;
+use crate::mvcc::restoring::Restoring;
 
 /// Commits whose rows may wait. Each has some MiB.
 const COMMITS: usize = 2;
@@ -56,12 +56,11 @@ impl Worker {
     fn start() -> Result<Self, Error> {
         let (rows, brought) = sync_channel::<Vec<StreamRow>>(COMMITS);
         let work = move || {
-            let mut index = Index::default();
+            let mut index = Restoring::default();
             for row in brought.iter().flatten() {
-                let row = decode_meta(row.id, &row.meta)?;
-                index.restore(row.key, Version::of(&row));
+                index.add(&decode_meta(row.id, &row.meta)?);
             }
-            Ok(index)
+            Ok(index.finish())
         };
         let thread = std::thread::Builder::new().name("index".into()).spawn(work);
         let thread = thread.map_err(|source| Error::Disk {

@@ -65,7 +65,7 @@ pub struct Incoming {
 
 impl Incoming {
     /// The next bytes of the stream, cut anywhere. After an error nothing more is taken.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    pub fn push(&mut self, bytes: Bytes) -> Result<(), Error> {
         Ok(self.import.push(bytes)?)
     }
 

@@ -17,8 +17,8 @@ use crate::backend::{Applied, Backend, Recovered, SystemTable, View};
 use crate::error::Error;
 use crate::mvcc::index::Index;
 use crate::mvcc::reads::OpenReads;
+use crate::mvcc::restoring::Restoring;
 use crate::mvcc::values::Values;
-use crate::mvcc::version::Version;
 use crate::stepped::OnWork;
 use crate::tables::Tables;
 
@@ -125,11 +125,9 @@ impl Restored {
 }
 
 fn restore_index(view: &View) -> Result<Index, Error> {
-    let mut index = Index::default();
-    view.scan_meta(|row| {
-        index.restore(row.key, Version::of(&row));
-    })?;
-    Ok(index)
+    let mut index = Restoring::default();
+    view.scan_meta(|row| index.add(&row))?;
+    Ok(index.finish())
 }
 
 #[cfg(test)]

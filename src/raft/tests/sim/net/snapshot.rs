@@ -126,7 +126,7 @@ async fn take_in(service: Service, mut parts: Receiver<Part>) -> Taken {
     let failed = |error: quorate_store::Error| refused(Reason::NotReady, format!("not taken in: {error}"));
     loop {
         match parts.next().await {
-            Some(Part::Piece(piece)) => incoming.push(&piece).map_err(failed)?,
+            Some(Part::Piece(piece)) => incoming.push(piece).map_err(failed)?,
             Some(Part::End) => break,
             Some(Part::Head(_)) | None => return Err(refused(Reason::Malformed, "cut off".to_owned())),
         }

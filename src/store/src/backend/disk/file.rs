@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 use super::{Disk, Place};
 use crate::backend::Error;
@@ -19,6 +19,8 @@ const STAT_BLOCK: u64 = 512;
 #[derive(Debug)]
 pub struct FileDisk {
     file: File,
+    /// The same file past the page cache, while it is made.
+    direct: Mutex<Option<File>>,
     reserve: Mutex<Option<File>>,
     reserved: AtomicU64,
 }
@@ -45,9 +47,17 @@ impl FileDisk {
         }
         Ok(Arc::new(Self {
             file,
+            direct: Mutex::default(),
             reserve: Mutex::default(),
             reserved: AtomicU64::new(0),
         }))
+    }
+
+    /// A file system that has no direct writes gets ordinary ones.
+    fn open_direct(&self, path: &Path) {
+        let flags = OFlags::DIRECT.bits().cast_signed();
+        let open = OpenOptions::new().write(true).custom_flags(flags).open(path);
+        *self.direct.lock() = open.ok();
     }
 
     fn open_reserve(&self, path: &Path) -> Result<(), Error> {
@@ -131,7 +141,9 @@ impl Place for FilePlace {
     }
 
     fn incoming(&self) -> Result<Arc<dyn Disk>, Error> {
-        let disk = FileDisk::open(&self.incoming_path(), true)?;
+        let path = self.incoming_path();
+        let disk = FileDisk::open(&path, true)?;
+        disk.open_direct(&path);
         self.files.lock().incoming = Arc::downgrade(&disk);
         Ok(disk)
     }
@@ -141,6 +153,7 @@ impl Place for FilePlace {
         let path = &self.path;
         let gone = || failed("name new backend file", path)(io::ErrorKind::NotFound.into());
         let disk = files.incoming.upgrade().ok_or_else(gone)?;
+        disk.direct.lock().take();
         disk.file.sync_all().map_err(failed("sync new backend file", path))?;
         std::fs::rename(self.incoming_path(), path).map_err(failed("name new backend file", path))?;
         self.sync_folder()?;
@@ -192,6 +205,19 @@ impl Disk for FileDisk {
         self.file.write_all_at(data, offset)
     }
 
+    fn write_past_cache(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut direct = self.direct.lock();
+        if let Some(file) = &*direct {
+            match file.write_all_at(data, offset) {
+                // It opens such files, and has other wishes.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => *direct = None,
+                result => return result,
+            }
+        }
+        drop(direct);
+        self.write(offset, data)
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
@@ -238,4 +264,31 @@ fn fill(file: &File, from: u64, to: u64) -> io::Result<()> {
         at += len;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where that is refused, as this file system does for an odd length, it is written through the cache.
+    #[test]
+    fn what_is_written_past_the_cache_is_read_back() {
+        const BLOCK: usize = 4096;
+        let folder = tempfile::tempdir().unwrap();
+        let place = FilePlace::new(&folder.path().join("backend"));
+        let disk = place.incoming().unwrap();
+        let memory = vec![7; 4 * BLOCK];
+        let begin = memory.as_ptr().align_offset(BLOCK);
+        let blocks = &memory[begin..][..2 * BLOCK];
+        let mut out = vec![0; 2 * BLOCK];
+        for (offset, len) in [(0, 2 * BLOCK), (BLOCK, 100), (4 * BLOCK, 2 * BLOCK)] {
+            disk.write_past_cache(offset as u64, &blocks[..len]).unwrap();
+            disk.read(offset as u64, &mut out[..len]).unwrap();
+            assert_eq!(out[..len], blocks[..len], "{len} at {offset}");
+            out.fill(0);
+        }
+        disk.sync().unwrap();
+        place.adopt().unwrap();
+        assert_eq!(std::fs::read(folder.path().join("backend")).unwrap().len(), 6 * BLOCK);
+    }
 }
