@@ -36,6 +36,7 @@ pub(super) async fn observe(
     // Changes with roles, votes and membership only; `metrics` would wake this several times a batch.
     let mut metrics = parts.raft.server_metrics();
     let mut led_term = None;
+    let mut won: Option<(u64, Instant)> = None;
     let mut looks = interval(heartbeat);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -49,9 +50,12 @@ pub(super) async fn observe(
         if leader != Some(own) {
             parts.lessor.follow();
         }
-        let leader = leader.filter(|leader| parts.is_there(term, *leader));
+        if leader == Some(own) && won.is_none_or(|(earlier, _)| earlier != term) {
+            won = Some((term, Instant::now()));
+        }
+        let leads = leader == Some(own) && won.is_some_and(|(_, at)| parts.is_heard(at));
+        let leader = leader.filter(|leader| leads || parts.hears(term, *leader));
         parts.view.publish(term, leader);
-        let leads = leader == Some(own);
         if leads && led_term != Some(term) {
             tokio::select! {
                 biased;
@@ -128,14 +132,18 @@ impl Parts {
         }
     }
 
-    /// Whether the leader of a term still leads somebody, as far as this member can tell.
-    fn is_there(&self, term: u64, leader: u64) -> bool {
-        let limit = self.election * LOST_PERCENT / 100;
-        if leader != self.identity.member {
-            let heard = *self.heard.lock();
-            return heard
-                .is_some_and(|heard| (heard.term, heard.leader) == (term, leader) && heard.at.elapsed() < limit);
-        }
+    fn patience(&self) -> Duration {
+        self.election * LOST_PERCENT / 100
+    }
+
+    /// Whether another still leads, as far as this member can tell.
+    fn hears(&self, term: u64, leader: u64) -> bool {
+        let heard = *self.heard.lock();
+        heard.is_some_and(|heard| (heard.term, heard.leader) == (term, leader) && heard.at.elapsed() < self.patience())
+    }
+
+    /// Whether this member, which has won an election at `won`, still leads anybody.
+    fn is_heard(&self, won: Instant) -> bool {
         let own = BTreeSet::from([self.identity.member]);
         if self.voters() == own {
             return true;
@@ -146,11 +154,8 @@ impl Parts {
         }
         let data = self.raft.data_metrics();
         let acked = data.borrow_watched().last_quorum_acked;
-        match acked {
-            Some(at) => at.elapsed() < limit,
-            // One that was only just elected has a quorum's votes, and no acknowledgement yet.
-            None => self.view.elected.lock().is_none_or(|at| at.elapsed() < limit),
-        }
+        // One that was only just elected has a quorum's votes, and no acknowledgement yet.
+        won.elapsed() < self.patience() || acked.is_some_and(|acked| acked.elapsed() < self.patience())
     }
 
     /// Starts the deadlines of all leases when everything from earlier terms is applied, so that none is missed.

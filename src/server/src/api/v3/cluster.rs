@@ -2,7 +2,8 @@
 //! a table can't know: whether URLs are URLs, who is connected, and whether a learner has caught up.
 //!
 //! A change is answered when its row is applied, and never waits for the process that it is about: raft's voters follow
-//! the table. Only a removal waits, for a moment, until those who stay have let the member go. Headers carry no revision, since membership is no part of the store's history.
+//! the table. Only a removal waits, for a moment, until those who stay have let the member go. Headers carry no
+//! revision, since membership is no part of the store's history.
 
 use super::{decode, mismatched, reply};
 use crate::bootstrap::identity;
