@@ -38,6 +38,8 @@ pub enum Bug {
     LowerRevisionAfterCrash,
     /// A leader renews leases without being certain that it still leads.
     LeaseRenewedByDeposed,
+    /// Of a range only the first key is deleted.
+    RangeCutShort,
     /// A removed member is not talked to, though its vote is needed.
     RemovedCutOff,
 }

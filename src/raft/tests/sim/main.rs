@@ -3,7 +3,7 @@
 //! ```text
 //!   seed ─► plan ─► world ─┬─ machines: log and store on twins of disks, a raft node, a watch hub; one process each
 //!                          ├─ net: connections that are slow, cut and broken
-//!                          ├─ clients, watchers, leases: what they were answered is recorded
+//!                          ├─ clients, also of several keys at once, watchers, leases: what they were answered is recorded
 //!                          ├─ operator: members come and go, leadership moves, compaction
 //!                          └─ faults: overlapping
 //!                   then all is well again: everybody goes on, comes to the same state, and the records are judged
@@ -23,6 +23,7 @@ mod net;
 mod operator;
 mod plan;
 mod planted;
+mod several;
 mod tap;
 mod trace;
 mod watchers;

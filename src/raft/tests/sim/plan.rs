@@ -8,6 +8,8 @@ pub struct Plan {
     pub members: u64,
     pub clients: usize,
     pub keys: u64,
+    /// Clients whose requests touch several keys at once.
+    pub several: usize,
     /// Between two requests of a client, at most.
     pub think_ms: u64,
     pub trouble_ms: u64,
@@ -70,6 +72,7 @@ impl Plan {
             members,
             clients: 2 + dice.below(4) as usize,
             keys: 1 + dice.below(4),
+            several: 0,
             think_ms: 10 << dice.below(4),
             trouble_ms: 3000 + dice.below(5000),
             snapshot_count: 10 + dice.below(60),
@@ -92,6 +95,8 @@ impl Plan {
                 drift: some(50),
             },
         };
+        // Not drawn, so that a seed still makes the world that it made before there were any.
+        plan.several = (plan.trouble_ms % 3) as usize;
         plan.settle();
         plan
     }

@@ -10,7 +10,7 @@ type Turn = fn(&mut Plan);
 /// The bug, the world to look for it in, and how many seeds may be needed.
 const BUGS: &[(Bug, Turn, u64)] = &[
     (Bug::AnswerBeforeSync, power, 30),
-    (Bug::VoteBeforeSync, votes, 60),
+    (Bug::VoteBeforeSync, votes, 200),
     (Bug::ApplyBeforeSync, power, 60),
     (Bug::ExecutedTwice, repeats, 30),
     (Bug::BarrierJoinedLate, reads, 60),
@@ -24,6 +24,7 @@ const BUGS: &[(Bug, Turn, u64)] = &[
     (Bug::LowerRevisionAfterCrash, power, 10),
     (Bug::LeaseRenewedByDeposed, deposed, 300),
     (Bug::RemovedCutOff, members, 30),
+    (Bug::RangeCutShort, several, 10),
 ];
 
 fn quiet(plan: &mut Plan) {
@@ -107,10 +108,15 @@ fn members(plan: &mut Plan) {
     plan.reconfigures = true;
 }
 
+fn several(plan: &mut Plan) {
+    plan.several = 2;
+}
+
 /// Turned first, so that what a plan implies is done.
 fn turned(turn: Turn) -> impl FnOnce(&mut Plan) {
     move |plan| {
         plan.quiet = false;
+        plan.several = 0;
         turn(plan);
     }
 }

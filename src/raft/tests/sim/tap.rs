@@ -4,7 +4,7 @@ use crate::trace::Trace;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_kit::check::{self, Change, Keys, Kv, Previous, Truth, Violation};
-use quorate_store::event::{EventBatch, EventKind};
+use quorate_store::event::{Event, EventBatch, EventKind};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -17,10 +17,16 @@ pub struct Tap {
     trace: Arc<Trace>,
 }
 
-struct Applied {
+pub struct Applied {
     batch: Arc<EventBatch>,
     by: u64,
     first: Instant,
+}
+
+impl Applied {
+    pub fn events(&self) -> &[Event] {
+        &self.batch.events
+    }
 }
 
 impl Tap {
@@ -56,6 +62,11 @@ impl Tap {
             events.any(|event| event.key == key && event.kind == EventKind::Delete)
         };
         applied.values().find(deletes).map(|applied| applied.first)
+    }
+
+    /// All that was applied, by revision.
+    pub fn with_all<T>(&self, look: impl FnOnce(&BTreeMap<i64, Applied>) -> T) -> T {
+        look(&self.applied.lock())
     }
 
     pub fn newest(&self) -> i64 {

@@ -8,7 +8,7 @@ use crate::net::Net;
 use crate::plan::Plan;
 use crate::tap::Tap;
 use crate::trace::Trace;
-use crate::{faults, leases, operator, watchers};
+use crate::{faults, leases, operator, several, watchers};
 use parking_lot::Mutex;
 use quorate_api::MemberId;
 use quorate_api::proto::etcdserverpb::{Member, PutRequest};
@@ -35,6 +35,7 @@ pub struct World {
     pub faults: Dice,
     pub history: Mutex<History>,
     pub seen: Mutex<Vec<Seen>>,
+    pub several: Mutex<Vec<several::Done>>,
     pub watchers: Mutex<Vec<Watcher>>,
     pub leases: Mutex<Vec<Lease>>,
     /// Members whose removal was asked for, and not refused.
@@ -153,6 +154,7 @@ impl World {
             around,
             history: Mutex::default(),
             seen: Mutex::default(),
+            several: Mutex::default(),
             watchers: Mutex::default(),
             leases: Mutex::default(),
             removing: Mutex::default(),
@@ -177,6 +179,9 @@ impl World {
         let mut users: Vec<JoinHandle<()>> = Vec::new();
         for number in 0..self.plan.clients {
             users.push(tokio::spawn(Client::new(number, self.clone()).run()));
+        }
+        for number in 0..self.plan.several {
+            users.push(tokio::spawn(several::run(self.clone(), number)));
         }
         for number in 0..self.plan.leases {
             users.push(tokio::spawn(leases::run(self.clone(), number + 1)));
@@ -482,6 +487,10 @@ impl World {
         let history = self.history.lock();
         let watchers = self.watchers.lock();
         check::all(&history, Some(&truth), &watchers).map_err(|error| error.to_string())?;
+        let several = self.several.lock();
+        self.around
+            .tap
+            .with_all(|applied| several::judge(&several, applied.iter()))?;
         never_back(&mut self.seen.lock())
     }
 }

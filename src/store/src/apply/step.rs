@@ -385,6 +385,11 @@ impl<'s> Step<'s> {
 
     pub(super) fn delete_range(&mut self, request: &pb::DeleteRangeRequest) -> pb::DeleteRangeResponse {
         let range = KeyRange::new(request.key.clone(), request.range_end.clone());
+        #[cfg(feature = "planted")]
+        let range = match crate::planted::is(crate::planted::Bug::RangeCutShort) {
+            true => KeyRange::new(request.key.clone(), Bytes::new()),
+            false => range,
+        };
         let before = self.events.len();
         let prev_kvs = self.delete(&range, request.prev_kv && self.answers);
         pb::DeleteRangeResponse {
