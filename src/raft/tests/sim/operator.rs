@@ -6,7 +6,7 @@ use crate::machine::{Crash, ELECTION, Machine, peer_urls};
 use crate::world::World;
 use quorate_api::proto::etcdserverpb::CompactionRequest;
 use quorate_api::proto::quorate::{MemberAdd, MemberPromote, MemberRemove};
-use quorate_store::command::{Command, Reply};
+use quorate_store::command::Command;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -145,7 +145,7 @@ pub async fn remove(world: &Arc<World>, id: u64) {
         strict: world.faults.chance(50),
     });
     world.around.trace.note(format_args!("removing {id}"));
-    world.removing.lock().insert(id);
+    let is_first = world.removing.lock().insert(id);
     let removed = world.command(world.some_member(), PATIENCE, remove).await;
     if let Asked::Done(Ok((_, answer))) = removed {
         world
@@ -153,8 +153,9 @@ pub async fn remove(world: &Arc<World>, id: u64) {
             .trace
             .note(format_args!("removed: {:?}", answer.as_ref().map(|_| ())));
         match answer {
-            Ok(Reply::Members(_)) => {}
-            _ => drop(world.removing.lock().remove(&id)),
+            // One that was asked for before, and whose fate is not known, may have done it or may do it yet.
+            Err(_) if is_first => drop(world.removing.lock().remove(&id)),
+            _ => {}
         }
     }
 }

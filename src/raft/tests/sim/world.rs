@@ -358,17 +358,18 @@ impl World {
     fn heal(&self) {
         self.around.trace.note("all is well again");
         self.around.net.heal();
-        let mut machines = self.machines.lock();
-        for machine in machines.values_mut() {
-            machine.pace.send_replace(QUICK);
-            machine.log.fail_sync(u64::MAX / 2);
-            if let Some(life) = &machine.life {
-                life.process.go_on();
+        let all: Vec<u64> = {
+            let machines = self.machines.lock();
+            for machine in machines.values() {
+                machine.pace.send_replace(QUICK);
+                machine.log.fail_sync(u64::MAX / 2);
+                if let Some(life) = &machine.life {
+                    life.process.go_on();
+                }
             }
-            if machine.life.is_none() && !machine.gone {
-                machine.start(&self.around);
-            }
-        }
+            machines.keys().copied().collect()
+        };
+        all.into_iter().for_each(|id| self.start(id));
     }
 
     /// Those that are members, and have all that they should have.
@@ -416,12 +417,23 @@ impl World {
     /// Those that were removed or have lost their disk have ended; all others are there.
     fn judge_members(&self) -> Result<(), String> {
         let table = self.table().ok_or("there is no members table")?;
-        for machine in self.machines.lock().values() {
+        let machines = self.machines.lock();
+        // Who knows only members that are gone, as one that was away for long may, has nobody to hear it from.
+        let may_hear = |machine: &Machine| {
+            let told = machine.life.iter().flat_map(|life| life.store.members());
+            let mut known = told.map(|member| member.id).chain(machine.known.iter().copied());
+            known.any(|id| {
+                let is_there = machines.get(&id).is_some_and(|other| other.life.is_some());
+                is_there && table.iter().any(|member| member.id == id)
+            })
+        };
+        for machine in machines.values() {
             let is_member = table.iter().any(|member| member.id == machine.id);
             if is_member && !machine.wiped && machine.life.is_none() {
                 return Err(format!("{} is a member and has ended", machine.id));
             }
-            if (!is_member || machine.wiped) && machine.life.is_some() {
+            let must_end = machine.wiped || !is_member && may_hear(machine);
+            if must_end && machine.life.is_some() {
                 return Err(format!("{} is no member (any more) and goes on", machine.id));
             }
         }
