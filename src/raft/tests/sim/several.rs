@@ -3,7 +3,7 @@
 
 use crate::clients::{Asked, kv};
 use crate::machine::ELECTION;
-use crate::tap::Applied;
+use crate::tap::{Applied, left_by};
 use crate::world::World;
 use bytes::Bytes;
 use quorate_api::proto::etcdserverpb as pb;
@@ -13,7 +13,6 @@ use quorate_api::proto::mvccpb::KeyValue;
 use quorate_kit::check::{Kv, Time};
 use quorate_raft::ProposeError;
 use quorate_store::command::{Command, Reply};
-use quorate_store::event::EventKind;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::time::sleep;
@@ -264,20 +263,7 @@ impl States {
         let mut now = Pairs::new();
         for (revision, applied) in applied {
             for event in applied.events().iter().filter(|event| event.key.starts_with(PREFIX)) {
-                let new = match &event.kind {
-                    EventKind::Put {
-                        create_revision,
-                        version,
-                        lease: _,
-                        value,
-                    } => Some(Kv {
-                        value: value.clone(),
-                        create_revision: create_revision.0,
-                        mod_revision: *revision,
-                        version: *version,
-                    }),
-                    EventKind::Delete => None,
-                };
+                let new = left_by(event, *revision);
                 match &new {
                     Some(kv) => now.insert(event.key.clone(), kv.clone()),
                     None => now.remove(&event.key),

@@ -29,6 +29,24 @@ impl Applied {
     }
 }
 
+/// What there is of the key after a change of it.
+pub fn left_by(event: &Event, revision: i64) -> Option<Kv> {
+    match &event.kind {
+        EventKind::Put {
+            create_revision,
+            version,
+            lease: _,
+            value,
+        } => Some(Kv {
+            value: value.clone(),
+            create_revision: create_revision.0,
+            mod_revision: revision,
+            version: *version,
+        }),
+        EventKind::Delete => None,
+    }
+}
+
 impl Tap {
     pub fn new(trace: Arc<Trace>) -> Self {
         Self {
@@ -86,20 +104,7 @@ impl Tap {
                 )));
             }
             for event in applied.batch.events.iter().filter(|event| keys.contain(&event.key)) {
-                let change = match &event.kind {
-                    EventKind::Put {
-                        create_revision,
-                        version,
-                        lease: _,
-                        value,
-                    } => Change::Put(Kv {
-                        value: value.clone(),
-                        create_revision: create_revision.0,
-                        mod_revision: *revision,
-                        version: *version,
-                    }),
-                    EventKind::Delete => Change::Delete,
-                };
+                let change = left_by(event, *revision).map_or(Change::Delete, Change::Put);
                 let before = held.get(&event.key).cloned();
                 match &change {
                     Change::Put(kv) => held.insert(event.key.clone(), kv.clone()),

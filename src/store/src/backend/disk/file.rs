@@ -277,6 +277,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let place = FilePlace::new(&folder.path().join("backend"));
         let disk = place.incoming().unwrap();
+        let file = place.files.lock().incoming.upgrade().unwrap();
+        let is_direct = || file.direct.lock().is_some();
+        let flags = OFlags::DIRECT.bits().cast_signed();
+        let (mut open, other) = (OpenOptions::new(), folder.path().join("other"));
+        let has_direct = open.write(true).create(true).custom_flags(flags).open(other).is_ok();
+        assert_eq!(is_direct(), has_direct);
         let memory = vec![7; 4 * BLOCK];
         let begin = memory.as_ptr().align_offset(BLOCK);
         let blocks = &memory[begin..][..2 * BLOCK];
@@ -286,6 +292,7 @@ mod tests {
             disk.read(offset as u64, &mut out[..len]).unwrap();
             assert_eq!(out[..len], blocks[..len], "{len} at {offset}");
             out.fill(0);
+            assert_eq!(is_direct(), has_direct && offset == 0, "after {len} at {offset}");
         }
         disk.sync().unwrap();
         place.adopt().unwrap();
