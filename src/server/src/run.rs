@@ -9,7 +9,7 @@
 //!
 //! Nothing is written before all settings are known to be good.
 //!
-//! * [`start`] — files opened, consensus begun;
+//! * [`start`] — files opened, consensus begun; [`opening`] — given up meanwhile;
 //! * [`introduce`] — this member makes itself known to the cluster;
 //! * [`hub`] — watches: start, clock, complaints;
 //! * [`ports`] — bound and served;
@@ -18,6 +18,7 @@
 mod hub;
 mod introduce;
 mod notify;
+mod opening;
 mod ports;
 mod start;
 
@@ -37,6 +38,7 @@ use crate::rpc::{self, Rpc};
 use crate::state::State;
 use crate::tls;
 use anyhow::{Context, anyhow};
+use opening::Opening;
 use ports::Ports;
 use quorate_raft::node::Threads;
 use quorate_runtime::metrics::Registry;
@@ -80,10 +82,8 @@ pub fn main() -> ExitCode {
         Err(error) => return Exit::refused(error).emit(),
     };
     notices.iter().for_each(|notice| telemetry.record(notice));
-    // Until the process is gone: whoever waits for the locks opens the files at once, and the last thread to have them
-    // open may be the last to end.
-    let mut locked = None;
-    let ended = serve(&config, &telemetry, &mut locked);
+    let opening = Arc::default();
+    let ended = serve(&config, &telemetry, &opening);
     match &ended {
         Ok(Ended::Signal(signal)) => info!(signal, "stopped"),
         Ok(Ended::Fatal(reason)) => fatal(&telemetry, "the node can't go on", reason),
@@ -143,24 +143,19 @@ fn end_in_time(telemetry: &Telemetry, ended: Ended) {
     }
 }
 
-fn serve(config: &Config, telemetry: &Telemetry, locked: &mut Option<DataDir>) -> anyhow::Result<Ended> {
+fn serve(config: &Config, telemetry: &Telemetry, opening: &Arc<Opening>) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("serve")
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let ended = start(config, telemetry, &runtime, locked);
+    let ended = start(config, telemetry, &runtime, opening);
     // Blocking reads that are still running hold nothing that has to be closed.
     runtime.shutdown_timeout(Duration::from_millis(100));
     ended
 }
 
-fn start(
-    config: &Config,
-    telemetry: &Telemetry,
-    runtime: &Runtime,
-    locked: &mut Option<DataDir>,
-) -> anyhow::Result<Ended> {
+fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime, opening: &Arc<Opening>) -> anyhow::Result<Ended> {
     telemetry.record(&config.start_record(DataDir::is_initialized(&config.data_dir)));
     let _in_runtime = runtime.enter();
     check_descriptors(descriptor_limit())?;
@@ -217,7 +212,6 @@ fn start(
     };
     ports.serve(bound);
 
-    let member_started = parking_lot::Mutex::new(None);
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let starting = async {
@@ -240,12 +234,15 @@ fn start(
             on_fatal,
             on_removed,
         };
-        let (member, data_dir) = tokio::task::spawn_blocking(move || starting.open(prepared))
-            .await
-            .context("start the member")??;
+        let opening = opening.clone();
+        let open = move || {
+            let (member, data_dir) = starting.open(prepared)?;
+            opening.done(&member, data_dir);
+            Ok::<_, anyhow::Error>(member)
+        };
+        let member = tokio::task::spawn_blocking(open).await.context("start the member")??;
         // Others need this member in order to elect anybody, and it needs them.
         peers.ready(member.node.service());
-        *member_started.lock() = Some((member.clone(), data_dir));
         introduce::introduce(&member, config).await?;
         Ok::<_, anyhow::Error>(member)
     };
@@ -260,10 +257,12 @@ fn start(
             Some(ended) = died.recv() => Early::Ended(ended),
         }
     });
-    let (member, data_dir) = member_started.lock().take().unzip();
-    *locked = data_dir;
+    let member = opening.end();
     let ended = match ended {
         Early::Failed(error) => {
+            if let Some(member) = member {
+                member.node.stop(CLOSE_BY);
+            }
             // What failed first is why the rest did.
             return match died.try_recv() {
                 Ok(Ended::Fatal(why)) => Err(error.context(why)),

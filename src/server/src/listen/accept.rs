@@ -63,6 +63,8 @@ pub(super) async fn run<A: Api>(binding: Binding, listener: Arc<Listener<A>>) {
                 });
             }
             Err(error) if is_of_one_connection(&error) => {}
+            // That of the peers ends with consensus, before its ports are closed.
+            Err(error) if tokio::runtime::is_rt_shutdown_err(&error) => return,
             Err(error) => {
                 if is_due(&mut reported) {
                     warn!(%error, address = binding.address(), "accept failed, trying again");
