@@ -3,8 +3,10 @@
 //! - [`serves`]: any member serves, and all hold the same;
 //! - [`leaders`]: leadership that moves, ends and is lost, and what requests under way hear of it;
 //! - [`faults`]: kills, pauses and cut links under a checked load;
-//! - [`snapshots`]: members that have missed more than the log holds.
+//! - [`snapshots`]: members that have missed more than the log holds;
+//! - [`defrag`]: files that get smaller meanwhile.
 
+mod defrag;
 mod faults;
 mod leaders;
 mod serves;

@@ -393,6 +393,8 @@ fn cluster(node: &Node) {
     assert!(simple.contains(", true, false, "), "is leader, is no learner: {simple}");
     let table = ctl.ok(&["-w", "table", "endpoint", "status"]);
     assert!(table.contains(&id) && table.contains("RAFT APPLIED INDEX"), "{table}");
+    let finished = format!("Finished defragmenting etcd member[{url}]\n");
+    assert_eq!(ctl.ok(&["defrag"]), finished);
 
     let revision = ctl.json(&["put", "hashed", "1"])["header"]["revision"].clone();
     let hash = ctl.json(&["endpoint", "hashkv"]);

@@ -164,6 +164,7 @@ const AT_REST: &[(&str, &[&str])] = &[
         &[
             "etcd_debugging_mvcc_pending_events_total",
             "etcd_debugging_mvcc_slow_watcher_total",
+            "etcd_disk_defrag_inflight",
             "etcd_mvcc_db_open_read_transactions",
             "etcd_server_proposals_pending",
             "promhttp_metric_handler_requests_in_flight",
@@ -181,8 +182,6 @@ const AT_REST: &[(&str, &[&str])] = &[
             "etcd_debugging_store_expires_total",
             "etcd_debugging_store_watch_requests_total",
             "etcd_debugging_store_watchers",
-            "etcd_disk_backend_defrag_duration_seconds",
-            "etcd_disk_defrag_inflight",
             "etcd_grpc_proxy_cache_hits_total",
             "etcd_grpc_proxy_cache_keys_total",
             "etcd_grpc_proxy_cache_misses_total",
@@ -353,10 +352,16 @@ async fn leases(node: &Node, rpc: &Rpc) {
     assert_eq!(value(node, "etcd_debugging_lease_revoked_total"), 2.0);
 }
 
-/// A hash, and an alarm that stays.
+/// A hash, a defragmentation, and an alarm that stays.
 async fn maintenance(rpc: &Rpc) {
     let hash = pb::HashKvRequest { revision: 0 };
     let _: pb::HashKvResponse = rpc.unary("/etcdserverpb.Maintenance/HashKV", &hash).await.unwrap();
+    let defragment = pb::DefragmentRequest {};
+    let done: pb::DefragmentResponse = rpc
+        .unary("/etcdserverpb.Maintenance/Defragment", &defragment)
+        .await
+        .unwrap();
+    assert_eq!(done.header, None);
     let alarm = pb::AlarmRequest {
         action: pb::alarm_request::AlarmAction::Activate.into(),
         member_id: 1,

@@ -15,7 +15,7 @@ use quorate_store::watch::Hub;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tracing::warn;
 
 /// What the operator set and requests are held against.
@@ -71,6 +71,8 @@ pub struct Member {
     pub memory: Budget,
     /// Selections that may be long run this many at a time, off the threads that serve.
     pub large_reads: Arc<Semaphore>,
+    /// One at a time.
+    pub defragmentation: Arc<Mutex<()>>,
     raising_nospace: AtomicBool,
 }
 
@@ -99,6 +101,7 @@ impl Member {
             counts,
             memory,
             large_reads,
+            defragmentation: Arc::default(),
             raising_nospace,
         }
     }

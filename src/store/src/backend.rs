@@ -16,6 +16,7 @@
 
 pub mod change;
 mod committer;
+mod copy;
 mod database;
 pub mod disk;
 mod error;
@@ -28,16 +29,18 @@ mod stream;
 mod view;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use self::change::{Applied, Change, Row, RowId, SystemTable, SystemWrite};
 use self::committer::Committer;
+pub(crate) use self::copy::Adopt;
+use self::copy::{Copy, GoOn, Handover, Touched};
 use self::database::{Facts, Opened};
 use self::disk::{Disk, FilePlace, Patient, Place};
 pub use self::error::Error;
@@ -48,6 +51,7 @@ pub(crate) use self::import::{Import, OnRows};
 use self::pending::Pending;
 use self::shared::{Control, Queued, Role, Shared, Stop};
 pub(crate) use self::stream::StreamRow;
+use self::view::InUse;
 pub use self::view::View;
 use crate::stepped::OnWork;
 
@@ -145,12 +149,16 @@ pub struct Sizes {
     pub pending_bytes: u64,
 }
 
+/// What is left for the last round of a copy, which commits wait for.
+const COPY_LEFT_BYTES: usize = 1 << 20;
+/// Where more is written than can be copied in the same time, there is no end in sight.
+const COPY_ROUNDS_MAX: usize = 10;
+const HANDOVER_PATIENCE: Duration = Duration::from_millis(50);
+
 /// The handle. Dropping it without [`Backend::close`] leaves what is queued to the log, as a crash would.
 pub struct Backend {
     shared: Arc<Shared>,
-    disk: Patient,
-    pending_bytes_max: usize,
-    commit_bytes: usize,
+    options: Options,
     worker: Worker,
 }
 
@@ -219,7 +227,7 @@ impl Backend {
         } = facts;
         let shared = Arc::new(Shared {
             pending: Pending::default(),
-            space: disk.space(),
+            disk: ArcSwap::from_pointee(disk),
             control: Mutex::new(Control {
                 applied,
                 applied_before,
@@ -232,17 +240,13 @@ impl Backend {
             in_use: AtomicU64::new(in_use),
             queued: AtomicU64::new(0),
         });
-        let Options {
-            pending_bytes_max,
-            commit_bytes,
-            ..
-        } = options;
         let committer = Committer {
             db,
-            disk: disk.clone(),
+            in_use: Arc::new(InUse),
             facts,
             shared: shared.clone(),
-            options,
+            options: options.clone(),
+            replaced: Vec::new(),
         };
         committer.publish()?;
         let worker = match stepped {
@@ -270,9 +274,7 @@ impl Backend {
         Ok((
             Self {
                 shared,
-                disk,
-                pending_bytes_max,
-                commit_bytes,
+                options,
                 worker,
             },
             recovered,
@@ -282,11 +284,12 @@ impl Backend {
     /// From now on the store stands on this file: it waits for space, and its failure ends the process.
     pub(crate) fn take_over(&self) {
         self.shared.control.lock().role = Role::Current;
-        match self.worker {
-            Worker::Thread(_) => self.disk.settle(),
-            // The thread that would wait for space is everybody's.
-            Worker::Stepped(_) => self.disk.replenish(),
+        let disk = self.shared.disk.load();
+        // Without one, the thread that would wait for space is everybody's.
+        if let Worker::Thread(_) = self.worker {
+            disk.settle();
         }
+        disk.replenish();
     }
 
     /// Another file has taken over. What is queued is dropped, nothing more is written; open Views read on.
@@ -296,15 +299,70 @@ impl Backend {
         control.queue.clear();
         control.oldest = None;
         drop(control);
-        self.shared.space.leave();
+        self.shared.disk.load().space().leave();
         self.shared.work.notify_all();
         self.shared.progress.notify_all();
     }
 
     /// The last durable state, to be read out as a whole. Unlike a View it pins no rows in memory.
     pub(crate) fn image(&self) -> Result<Image, Error> {
-        let published = self.shared.current.load_full().ok_or(Error::Closed)?;
-        Ok(Image::new(published.tables.clone(), self.shared.clone()))
+        self.shared.image()
+    }
+
+    /// Puts what is live, and nothing else, into a file on `disk`, which is empty; then gives that the name with `adopt`
+    /// and stands on it. Commits, reads and Views go on meanwhile. `go_on` is asked after every few MiB. After an error
+    /// all is as before, unless the backend has failed.
+    pub(crate) fn defragment(&self, disk: Arc<dyn Disk>, adopt: Adopt, go_on: GoOn<'_>) -> Result<(), Error> {
+        let go_on = || {
+            go_on()?;
+            self.shared.control.lock().refusal()?;
+            match self.is_full() {
+                true => Err(Error::NoSpaceForCopy),
+                false => Ok(()),
+            }
+        };
+        self.shared.control.lock().touched = Some(Touched::default());
+        let copied = self
+            .copy(disk, &go_on)
+            .and_then(|copy| self.hand_over(copy, adopt, &go_on));
+        self.shared.control.lock().touched = None;
+        copied
+    }
+
+    fn copy(&self, disk: Arc<dyn Disk>, go_on: GoOn<'_>) -> Result<Copy, Error> {
+        go_on()?;
+        let mut copy = Copy::of(&self.shared.image()?, disk, &self.options, go_on)?;
+        for _ in 0..COPY_ROUNDS_MAX {
+            let touched = self.shared.control.lock().touched.replace(Touched::default());
+            let bytes = copy.follow(&self.shared.image()?, touched.unwrap_or_default(), go_on)?;
+            go_on()?;
+            if bytes < COPY_LEFT_BYTES {
+                break;
+            }
+        }
+        Ok(copy)
+    }
+
+    fn hand_over(&self, copy: Copy, adopt: Adopt, go_on: GoOn<'_>) -> Result<(), Error> {
+        let (tell, told) = mpsc::channel();
+        self.shared.control.lock().handover = Some(Box::new(Handover { copy, adopt, tell }));
+        self.shared.wake();
+        loop {
+            if let Worker::Stepped(committer) = &self.worker {
+                committer.lock().as_mut().map(Committer::step);
+            }
+            match told.recv_timeout(HANDOVER_PATIENCE) {
+                Ok(done) => return done,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(Error::Closed),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+            }
+            if let Err(error) = go_on() {
+                // One that is being looked at comes to its end.
+                if self.shared.control.lock().handover.take().is_some() {
+                    return Err(error);
+                }
+            }
+        }
     }
 
     /// Makes the change readable at once and queues it for the file. Called by one thread, in apply order, before
@@ -323,7 +381,7 @@ impl Backend {
         {
             let mut control = self.shared.control.lock();
             control.refusal()?;
-            while control.queued_bytes > 0 && control.queued_bytes + bytes > self.pending_bytes_max {
+            while control.queued_bytes > 0 && control.queued_bytes + bytes > self.options.pending_bytes_max {
                 control.flush_to = control.pushed;
                 self.await_commit(&mut control);
                 control.refusal()?;
@@ -351,7 +409,7 @@ impl Backend {
         });
         drop(control);
         // The thread sleeps until the first change is due; any other concerns it only if it makes enough.
-        if first || (before < self.commit_bytes && after >= self.commit_bytes) {
+        if first || (before < self.options.commit_bytes && after >= self.options.commit_bytes) {
             self.shared.wake();
         }
         Ok(())
@@ -396,7 +454,7 @@ impl Backend {
         control.flush_to = control.flush_to.max(target);
         while control.durable < target {
             control.refusal()?;
-            if self.shared.space.is_stalled() {
+            if self.shared.disk.load().space().is_stalled() {
                 return Err(Error::DiskFull);
             }
             self.await_commit(&mut control);
@@ -423,14 +481,14 @@ impl Backend {
     pub fn sizes(&self) -> Sizes {
         Sizes {
             in_use_bytes: self.in_use_bytes(),
-            total_bytes: self.disk.disk().allocated().unwrap_or_default(),
+            total_bytes: self.shared.disk.load().disk().allocated().unwrap_or_default(),
             pending_bytes: self.shared.pending.bytes() as u64,
         }
     }
 
     /// The disk has no space to spare: what makes the store grow should be refused until this is false again.
     pub fn is_full(&self) -> bool {
-        self.shared.space.is_full()
+        self.shared.is_full()
     }
 
     /// Why nothing is made durable any more, if so.
@@ -465,7 +523,7 @@ impl Backend {
             control.stop = Some(how);
             control.role == Role::Retired
         };
-        self.shared.space.leave();
+        self.shared.disk.load().space().leave();
         self.shared.work.notify_all();
         self.shared.progress.notify_all();
         if retired {

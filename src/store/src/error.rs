@@ -33,6 +33,14 @@ pub enum Error {
     /// Images come one at a time.
     #[error("another image is being received; finish or drop that one first")]
     Receiving,
+    /// A snapshot is on its way in, or wants to be: see [`crate::Store::defragment`].
+    #[error("a snapshot comes in from another member, which brings a new file; nothing was defragmented")]
+    GaveWay,
+    #[error("not defragmented, and all goes on as before: {0}")]
+    NotDefragmented(#[source] backend::Error),
+    /// One file is made at a time.
+    #[error("the file is being defragmented; ask again when that has ended")]
+    Defragmenting,
     /// An earlier apply failed half way.
     #[error("store takes no more entries, applying an earlier one failed")]
     Poisoned,
@@ -52,10 +60,15 @@ impl Error {
         match self {
             Error::Refused(answer) => (*answer).into(),
             Error::Memory { .. } => Status::new(Code::ResourceExhausted, self.to_string()),
-            Error::Backend(backend::Error::Corrupt { .. }) | Error::Damaged { .. } => {
-                Status::new(Code::DataLoss, self.to_string())
+            Error::Backend(backend::Error::Corrupt { .. })
+            | Error::NotDefragmented(backend::Error::Corrupt { .. })
+            | Error::Damaged { .. } => Status::new(Code::DataLoss, self.to_string()),
+            Error::NotDefragmented(backend::Error::NoSpaceForCopy) => {
+                Status::new(Code::ResourceExhausted, self.to_string())
             }
+            Error::GaveWay | Error::Defragmenting => Status::new(Code::Unavailable, self.to_string()),
             Error::Backend(_)
+            | Error::NotDefragmented(_)
             | Error::OutOfOrder { .. }
             | Error::NotNewer { .. }
             | Error::Backwards { .. }

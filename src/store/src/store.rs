@@ -15,6 +15,8 @@
 //! `Shared`, put in the place of the old one by one store of a pointer. Who began to read before reads on in the old
 //! one, index and file, which goes when the last of them does.
 
+mod beside;
+mod defragment;
 pub(crate) mod hash;
 mod history;
 mod image;
@@ -25,7 +27,7 @@ mod read;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::RwLock;
@@ -46,6 +48,7 @@ use crate::origins::Origin;
 use crate::stepped::OnWork;
 use crate::tables::Tables;
 
+use self::beside::Beside;
 pub use self::hash::HashKv;
 use self::hash::Hashes;
 pub use self::image::{Image, Pieces};
@@ -134,12 +137,11 @@ impl Shared {
 /// What stays when a file is replaced.
 pub(crate) struct Root {
     pub current: ArcSwap<Shared>,
-    pub place: Box<dyn Place>,
+    pub place: Arc<dyn Place>,
     pub options: Options,
     /// There are no threads; this is called instead.
     pub on_work: Option<OnWork>,
-    /// A snapshot is on its way into a file beside the current one.
-    receiving: AtomicBool,
+    pub beside: Beside,
 }
 
 /// A handle for readers; cheap to clone. Everything it tells comes from applied state. Each call sees one state; what a

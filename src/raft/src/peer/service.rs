@@ -331,11 +331,11 @@ impl Arrival {
         self.vote.leader_id.term
     }
 
-    /// `None`: another is being taken in.
+    /// `None`: another is being taken in, or a defragmentation first has to give way.
     pub fn begin(&self) -> Result<Option<Incoming>, Refusal> {
         match self.parts.store.receive() {
             Ok(incoming) => Ok(Some(incoming)),
-            Err(quorate_store::Error::Receiving) => Ok(None),
+            Err(quorate_store::Error::Receiving | quorate_store::Error::Defragmenting) => Ok(None),
             Err(error) => Err(refusal(
                 Reason::NotReady,
                 format!("no snapshot can be taken in: {error}"),

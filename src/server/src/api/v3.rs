@@ -68,6 +68,7 @@ impl rpc::Api for Services {
             Method::ClusterMemberPromote => cluster::member_promote(member, message).await,
             Method::MaintenanceStatus => maintenance::status(member, message),
             Method::MaintenanceAlarm => maintenance::alarm(member, message).await,
+            Method::MaintenanceDefragment => maintenance::defragment(member, message).await,
             Method::MaintenanceMoveLeader => maintenance::move_leader(member, message).await,
             Method::MaintenanceHashKv => maintenance::hash_kv(member, message).await,
             Method::HealthCheck => health::check(message),

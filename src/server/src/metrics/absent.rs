@@ -6,8 +6,7 @@
 //!   its end that would be the sync; `etcd_snap_db_save_total_*` has all of it;
 //! * `etcd_debugging_disk_backend_commit_*`: the backend does not commit in such steps;
 //! * `etcd_debugging_store_*`: the v2 store; `etcd_grpc_proxy_*`: the proxy. Neither exists;
-//! * `etcd_disk_backend_defrag_*`, `etcd_disk_defrag_inflight`, `etcd_mvcc_hash_*`, `etcd_debugging_auth_revision`: not
-//!   yet.
+//! * `etcd_mvcc_hash_*`, `etcd_debugging_auth_revision`: not yet.
 
 use prometheus::Result;
 use quorate_runtime::metrics::{Registry, buckets};
@@ -26,7 +25,6 @@ pub fn register(registry: &Registry) -> Result<()> {
         registry.counter(name, help)?;
     }
     let gauges = [
-        ("etcd_disk_defrag_inflight", "1 while the backend is defragmented."),
         ("etcd_debugging_auth_revision", "Revision of users and roles."),
         ("etcd_debugging_store_watchers", "v2 watchers."),
         ("etcd_grpc_proxy_cache_hits_total", "Hits in the proxy's cache."),
@@ -40,12 +38,7 @@ pub fn register(registry: &Registry) -> Result<()> {
     for (name, help) in gauges {
         registry.gauge(name, help)?;
     }
-    let histograms: [(&str, &str, &[f64]); 9] = [
-        (
-            "etcd_disk_backend_defrag_duration_seconds",
-            "Time that a defragmentation took.",
-            &buckets::B4,
-        ),
+    let histograms: [(&str, &str, &[f64]); 8] = [
         (
             "etcd_mvcc_hash_duration_seconds",
             "Time that a hash of the backend took.",

@@ -45,6 +45,9 @@ pub struct Counts {
     promotions_failed: IntCounterVec,
     /// HashKV, in seconds.
     pub hash_took: Histogram,
+    /// 1 while this member is defragmented.
+    pub defragmenting: IntGauge,
+    pub defrag_took: Histogram,
     range_took: Timed,
     request_took: Timed,
     told_control: Histogram,
@@ -97,6 +100,12 @@ impl Counts {
                 "etcd_mvcc_hash_rev_duration_seconds",
                 "Time that a hash of keys and values took.",
                 &buckets::B6,
+            )?,
+            defragmenting: registry.gauge("etcd_disk_defrag_inflight", "1 while the backend is defragmented.")?,
+            defrag_took: registry.histogram(
+                "etcd_disk_backend_defrag_duration_seconds",
+                "Time that a defragmentation took.",
+                &buckets::B4,
             )?,
             range_took: Timed::new(range_took, 1),
             request_took: Timed::new(request_took, READ_ONLY_TXN + 1),

@@ -8,24 +8,27 @@ use std::time::{Duration, Instant};
 
 use redb::Database;
 
+use super::copy::{Copy, Handover};
 use super::database::{self, Facts};
-use super::disk::Patient;
 use super::error::Error;
 use super::shared::{Control, Queued, Role, Shared, Stop};
-use super::view::Published;
+use super::view::{InUse, Published};
 use super::{CommitStats, Options};
 use crate::stepped::Stopwatch;
 
 pub(super) struct Committer {
     pub db: Database,
-    pub disk: Patient,
+    pub in_use: Arc<InUse>,
     pub facts: Facts,
     pub shared: Arc<Shared>,
     pub options: Options,
+    /// Files that a copy has taken the place of, which somebody still read when it did.
+    pub replaced: Vec<(Arc<InUse>, Database)>,
 }
 
 enum Work {
     Commit(Vec<Queued>),
+    TakeOver(Box<Handover>),
     /// Views were let go of, or it is time to look for space again.
     Tidy,
     Fail(Error),
@@ -44,7 +47,7 @@ impl Committer {
                 break;
             }
         }
-        self.shared.space.leave();
+        self.shared.disk.load().space().leave();
         let mut control = self.shared.control.lock();
         if control.failed.is_none() {
             drop(control);
@@ -64,7 +67,7 @@ impl Committer {
                 return false;
             }
             let is_due = !control.queue.is_empty();
-            self.pick(&mut control, is_due, self.shared.space.is_full())
+            self.pick(&mut control, is_due, self.shared.is_full())
         };
         match work {
             Some(work) => matches!(work, Work::Commit(_)) & self.turn(work),
@@ -90,9 +93,11 @@ impl Committer {
     fn turn(&mut self, work: Work) -> bool {
         let done = match work {
             Work::Commit(batch) => self.commit(batch),
+            Work::TakeOver(handover) => return self.take_over(*handover),
             Work::Fail(error) => Err(error),
             Work::Tidy => {
                 self.shared.pending.prune();
+                self.close_replaced();
                 self.look_for_space();
                 Ok(())
             }
@@ -104,7 +109,7 @@ impl Committer {
     /// Sleeps until there is something to do.
     fn next(&self) -> Work {
         let mut control = self.shared.control.lock();
-        let wants_space = control.role == Role::Current && self.shared.space.is_full();
+        let wants_space = control.role == Role::Current && self.shared.is_full();
         let space_due = wants_space.then(|| Instant::now() + SPACE_RETRY);
         loop {
             let due = self.commit_due(&control);
@@ -127,6 +132,11 @@ impl Committer {
         }
         if let Some(error) = control.read_failure.take() {
             return Some(Work::Fail(error));
+        }
+        if control.stop.is_none() && control.role != Role::Retired {
+            if let Some(handover) = control.handover.take() {
+                return Some(Work::TakeOver(handover));
+            }
         }
         if commit {
             return Some(Work::Commit(self.take(control)));
@@ -178,6 +188,10 @@ impl Committer {
         let bytes = batch.iter().map(|change| change.bytes).sum();
         {
             let mut control = self.shared.control.lock();
+            // Not before it is published: who takes what was touched and then the newest commit has both of each.
+            if let Some(touched) = &mut control.touched {
+                touched.note(&batch);
+            }
             control.durable += batch.len() as u64;
             let left = control.queued_bytes - bytes;
             self.shared.set_queued(&mut control, left);
@@ -192,12 +206,62 @@ impl Committer {
         });
         drop(batch);
         self.shared.pending.prune();
+        self.close_replaced();
         self.look_for_space();
         Ok(())
     }
 
+    /// A copy takes the place of the file, unless it turns out to be none. False, as for [`Self::turn`]: it is not
+    /// certain which of the two has the name.
+    fn take_over(&mut self, handover: Handover) -> bool {
+        let Handover { copy, adopt, tell } = handover;
+        let (done, goes_on) = match self.complete(copy) {
+            Ok(copy) => {
+                let done = adopt().and_then(|()| self.stand_on(copy));
+                let goes_on = done.as_ref().inspect_err(|error| self.fail(error)).is_ok();
+                (done, goes_on)
+            }
+            error => (error.map(drop), true),
+        };
+        // Whoever waits may be gone.
+        let _ = tell.send(done);
+        goes_on
+    }
+
+    /// Nothing is committed between this and the end of the turn.
+    fn complete(&self, mut copy: Copy) -> Result<Copy, Error> {
+        let touched = self.shared.control.lock().touched.take().unwrap_or_default();
+        copy.follow(&self.shared.image()?, touched, &|| Ok(()))?;
+        copy.is_of(&self.facts)?;
+        Ok(copy)
+    }
+
+    fn stand_on(&mut self, copy: Copy) -> Result<(), Error> {
+        let Copy { db, disk, .. } = copy;
+        let before = std::mem::replace(&mut self.db, db);
+        let in_use = std::mem::replace(&mut self.in_use, Arc::new(InUse));
+        self.replaced.push((in_use, before));
+        {
+            let control = self.shared.control.lock();
+            let before = self.shared.disk.swap(Arc::new(disk));
+            before.space().leave();
+            if control.stop.is_none() && self.shared.on_work.is_none() {
+                self.shared.disk.load().settle();
+            }
+        }
+        self.shared.disk.load().replenish();
+        self.publish()?;
+        self.close_replaced();
+        Ok(())
+    }
+
+    /// What nobody reads any more gives its space back.
+    fn close_replaced(&mut self) {
+        self.replaced.retain(|(in_use, _)| Arc::strong_count(in_use) > 1);
+    }
+
     pub fn publish(&self) -> Result<(), Error> {
-        let view = Arc::new(Published::new(&self.db, self.facts, &self.shared)?);
+        let view = Arc::new(Published::new(&self.db, self.in_use.clone(), self.facts, &self.shared)?);
         self.shared.in_use.store(self.facts.in_use, Ordering::Relaxed);
         self.shared.pending.track(self.facts.bound, &view);
         self.shared.current.store(Some(view));
@@ -205,8 +269,8 @@ impl Committer {
     }
 
     fn look_for_space(&self) {
-        if self.shared.space.is_full() {
-            self.disk.replenish();
+        if self.shared.is_full() {
+            self.shared.disk.load().replenish();
         }
     }
 

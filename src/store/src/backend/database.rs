@@ -12,7 +12,9 @@ use super::disk::{Patient, Summed};
 use super::error::{During, Error};
 use super::format::{self, ROW_ID_LEN, stored_cost};
 use super::shared::Queued;
+use super::stream::StreamRow;
 use crate::origins::Passed;
+use crate::polite::Polite;
 
 /// The state that the last commit left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,6 +147,7 @@ pub(super) fn commit(db: &Database, before: Facts, batch: &[Queued]) -> Result<F
     let stillborn = removed.split_off(removed.partition_point(|id| *id <= before.bound));
     let mut size = Size { in_use: before.in_use };
     let mut bound = before.bound;
+    let facts;
     {
         let mut meta = write.open_table(format::META).during("open table meta")?;
         let mut values = write.open_table(format::VALUES).during("open table values")?;
@@ -177,28 +180,64 @@ pub(super) fn commit(db: &Database, before: Facts, batch: &[Queued]) -> Result<F
         if let Some(row) = rows().last() {
             bound = row.id;
         }
-        for run in removed.chunk_by(|a, b| b.main - a.main <= RUN_GAP_MAX) {
-            remove_run(&mut meta, run, &mut size)?;
-            remove_run(&mut values, run, &mut size)?;
-        }
+        remove_from(&mut meta, &mut values, &removed, &mut size)?;
         let mut system = write.open_table(format::SYSTEM).during("open table system")?;
         write_system(&mut system, batch, &mut size)?;
-        put_position(&mut system, format::APPLIED_RECORD, last.applied)?;
-        put_position(&mut system, format::APPLIED_BEFORE_RECORD, before.applied)?;
-        put_number(&mut system, format::REVISION_RECORD, last.revision as u64)?;
-        put_number(&mut system, format::COMPACTED_RECORD, last.compacted as u64)?;
-        put_number(&mut system, format::IN_USE_RECORD, size.in_use)?;
+        facts = Facts {
+            applied: last.applied,
+            applied_before: before.applied,
+            revision: last.revision,
+            compacted: last.compacted,
+            in_use: size.in_use,
+            bound,
+            installed: before.installed,
+        };
+        put_facts(&mut system, &facts)?;
     }
     write.commit().during("commit to the backend")?;
-    Ok(Facts {
-        applied: last.applied,
-        applied_before: before.applied,
-        revision: last.revision,
-        compacted: last.compacted,
-        in_use: size.in_use,
-        bound,
-        installed: before.installed,
-    })
+    Ok(facts)
+}
+
+/// Rows as they are stored, ascending and newer than all that are there.
+pub(super) fn append_rows(
+    write: &redb::WriteTransaction,
+    rows: &[StreamRow],
+    polite: &mut Polite,
+) -> Result<(), Error> {
+    let mut meta = write.open_table(format::META).during("open table meta")?;
+    let mut values = write.open_table(format::VALUES).during("open table values")?;
+    let unbounded = Bound::<RowId>::Unbounded;
+    let mut end = meta.upper_bound_mut(unbounded).during("write table meta")?;
+    for row in rows {
+        end.insert_before(row.id, &row.meta[..]).during("write table meta")?;
+        polite.pass(row.meta.len());
+    }
+    end.close().during("write table meta")?;
+    let mut end = values.upper_bound_mut(unbounded).during("write table values")?;
+    for row in rows {
+        if let Some(value) = &row.value {
+            end.insert_before(row.id, &value[..]).during("write table values")?;
+            polite.pass(value.len());
+        }
+    }
+    end.close().during("write table values")
+}
+
+/// Ascending; some may not be there.
+pub(super) fn remove_rows(write: &redb::WriteTransaction, removed: &[RowId], size: &mut Size) -> Result<(), Error> {
+    let mut meta = write.open_table(format::META).during("open table meta")?;
+    let mut values = write.open_table(format::VALUES).during("open table values")?;
+    remove_from(&mut meta, &mut values, removed, size)
+}
+
+type Rows<'t> = Table<'t, RowId, &'static [u8]>;
+
+fn remove_from(meta: &mut Rows<'_>, values: &mut Rows<'_>, removed: &[RowId], size: &mut Size) -> Result<(), Error> {
+    for run in removed.chunk_by(|a, b| b.main - a.main <= RUN_GAP_MAX) {
+        remove_run(meta, run, size)?;
+        remove_run(values, run, size)?;
+    }
+    Ok(())
 }
 
 /// Rows to remove that are no farther apart than this are removed in one walk over the leaves they share, which costs
@@ -206,7 +245,7 @@ pub(super) fn commit(db: &Database, before: Facts, batch: &[Queued]) -> Result<F
 const RUN_GAP_MAX: i64 = 32;
 
 /// Removes the rows of one ascending run.
-fn remove_run(table: &mut Table<'_, RowId, &'static [u8]>, run: &[RowId], size: &mut Size) -> Result<(), Error> {
+fn remove_run(table: &mut Rows<'_>, run: &[RowId], size: &mut Size) -> Result<(), Error> {
     let (Some(first), Some(last)) = (run.first(), run.last()) else {
         return Ok(());
     };
@@ -248,22 +287,42 @@ fn write_system(system: &mut System<'_>, batch: &[Queued], size: &mut Size) -> R
     }
     for ((table, key), value) in newest {
         let key = format::system_key(table, key);
-        let old = match value {
-            Some(value) => {
-                let record = format::encode_record(&key, value);
-                size.add(key.len(), record.len());
-                system.insert(&key[..], &record[..]).during("write a system record")?
-            }
-            None => system.remove(&key[..]).during("remove a system record")?,
-        };
-        if let Some(old) = old {
-            size.subtract(key.len(), old.value().len());
-        }
+        let record = value.as_ref().map(|value| format::encode_record(&key, value));
+        put_record(system, &key, record.as_deref(), size)?;
     }
     Ok(())
 }
 
-pub(super) fn put_number(system: &mut System<'_>, key: &[u8], number: u64) -> Result<(), Error> {
+/// By its key in the file, and as it is stored. None: it goes.
+pub(super) fn put_record(
+    system: &mut System<'_>,
+    key: &[u8],
+    record: Option<&[u8]>,
+    size: &mut Size,
+) -> Result<(), Error> {
+    let old = match record {
+        Some(record) => {
+            size.add(key.len(), record.len());
+            system.insert(key, record).during("write a system record")?
+        }
+        None => system.remove(key).during("remove a system record")?,
+    };
+    if let Some(old) = old {
+        size.subtract(key.len(), old.value().len());
+    }
+    Ok(())
+}
+
+/// All but what the file began as.
+pub(super) fn put_facts(system: &mut System<'_>, facts: &Facts) -> Result<(), Error> {
+    put_position(system, format::APPLIED_RECORD, facts.applied)?;
+    put_position(system, format::APPLIED_BEFORE_RECORD, facts.applied_before)?;
+    put_number(system, format::REVISION_RECORD, facts.revision as u64)?;
+    put_number(system, format::COMPACTED_RECORD, facts.compacted as u64)?;
+    put_number(system, format::IN_USE_RECORD, facts.in_use)
+}
+
+fn put_number(system: &mut System<'_>, key: &[u8], number: u64) -> Result<(), Error> {
     put(system, key, &number.to_le_bytes())
 }
 

@@ -124,13 +124,13 @@ impl Patient {
         }
     }
 
+    /// From now on a write without space waits for it.
     pub fn settle(&self) {
         self.space.stay();
-        self.replenish();
     }
 
-    pub fn space(&self) -> Arc<Space> {
-        self.space.clone()
+    pub fn space(&self) -> &Space {
+        &self.space
     }
 
     pub fn disk(&self) -> &dyn Disk {

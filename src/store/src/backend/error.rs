@@ -47,6 +47,9 @@ pub enum Error {
     },
     #[error("no space left for the backend file; it goes on by itself once there is some")]
     DiskFull,
+    /// The file that the store stands on goes first.
+    #[error("no space on the disk for a copy of the backend file beside it; nothing was changed")]
+    NoSpaceForCopy,
     /// A snapshot took this file's place.
     #[error("backend file was replaced by a newer one")]
     Replaced,

@@ -1,7 +1,7 @@
 //! Reading a commit of the file out as a stream, see [`stream`](super::stream). Rows go as they are stored, with the
 //! CRC that they were written with, which is checked on the way: damage is not handed on.
 
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,6 +18,9 @@ use crate::polite::Polite;
 /// Pieces have about this size, or that of their one row. With what is put around them on their way they stay below
 /// 256 KiB, which is what members send in one frame.
 const PIECE_BYTES: usize = 224 << 10;
+
+/// Before it are the backend's own.
+const FIRST_RECORD: Bound<&[u8]> = Bound::Included(&[OWN + 1]);
 
 /// One commit, standing still. It pins pages of the file, and nothing in memory.
 #[derive(Clone)]
@@ -51,6 +54,72 @@ impl Image {
             counts: Counts::default(),
             polite: Polite::default(),
         }
+    }
+
+    /// Rows as they are stored, ascending, until `each` has seen enough. What is damaged is not handed on.
+    pub(super) fn each_row(
+        &self,
+        from: Bound<RowId>,
+        mut each: impl FnMut(RowId, &[u8], Option<&[u8]>) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let range = (from, Bound::Unbounded);
+        let mut values = self.file(self.tables.values.range::<RowId>(range))?;
+        for row in self.file(self.tables.meta.range::<RowId>(range))? {
+            let (id, meta) = self.file(row)?;
+            let (id, meta) = (id.value(), meta.value());
+            let value = match format::decode_meta(id, meta)?.tombstone {
+                true => None,
+                false => {
+                    let next = values.next().ok_or_else(|| Error::missing(id))?;
+                    let (of, value) = self.file(next)?;
+                    if of.value() != id {
+                        return Err(Error::missing(id));
+                    }
+                    format::decode_value(id, value.value())?;
+                    Some(value)
+                }
+            };
+            if each(id, meta, value.as_ref().map(|value| value.value())).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for records, by their keys in the file. The backend's own are in the facts.
+    fn each_record(
+        &self,
+        from: Bound<&[u8]>,
+        mut each: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        for record in self.file(self.tables.system.range::<&[u8]>((from, Bound::Unbounded)))? {
+            let (key, record) = self.file(record)?;
+            format::decode_record(key.value(), record.value())?;
+            if each(key.value(), record.value()).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// All of them, none of which is missing.
+    pub(super) fn records(&self) -> Result<Vec<(Bytes, Option<Bytes>)>, Error> {
+        let mut records = Vec::new();
+        self.each_record(FIRST_RECORD, |key, record| {
+            records.push((Bytes::copy_from_slice(key), Some(Bytes::copy_from_slice(record))));
+            ControlFlow::Continue(())
+        })?;
+        Ok(records)
+    }
+
+    pub(super) fn record(&self, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        let stored = self.file(self.tables.system.get(key))?;
+        stored
+            .map(|record| {
+                format::decode_record(key, record.value())?;
+                Ok(Bytes::copy_from_slice(record.value()))
+            })
+            .transpose()
     }
 
     fn file<T>(&self, result: Result<T, impl Into<redb::Error>>) -> Result<T, Error> {
@@ -123,60 +192,49 @@ impl Pieces {
 
     /// Each piece begins with a descent of its own: nothing of the file is held between two of them.
     fn rows(&mut self, from: Bound<RowId>) -> Result<Option<Bytes>, Error> {
-        let image = &self.image;
-        let range = (from, Bound::Unbounded);
-        let mut values = image.file(image.tables.values.range::<RowId>(range))?;
+        let Self {
+            image,
+            at,
+            counts,
+            polite,
+            ..
+        } = self;
         let mut body = Sealer::body(PIECE_BYTES);
         let begun = body.len();
-        self.at = At::Records(Bound::Unbounded);
-        for row in image.file(image.tables.meta.range::<RowId>(range))? {
-            let (id, meta) = image.file(row)?;
-            let (id, meta) = (id.value(), meta.value());
-            let value = match format::decode_meta(id, meta)?.tombstone {
-                true => None,
-                false => {
-                    let next = values.next().ok_or_else(|| Error::missing(id))?;
-                    let (of, value) = image.file(next)?;
-                    if of.value() != id {
-                        return Err(Error::missing(id));
-                    }
-                    format::decode_value(id, value.value())?;
-                    Some(value)
-                }
-            };
+        *at = At::Records(Bound::Unbounded);
+        image.each_row(from, |id, meta, value| {
             let before = body.len();
-            stream::put_row(&mut body, id, meta, value.as_ref().map(|value| value.value()));
-            self.counts.rows += 1;
-            self.polite.pass(body.len() - before);
-            if body.len() >= PIECE_BYTES {
-                self.at = At::Rows(Bound::Excluded(id));
-                break;
+            stream::put_row(&mut body, id, meta, value);
+            counts.rows += 1;
+            polite.pass(body.len() - before);
+            if body.len() < PIECE_BYTES {
+                return ControlFlow::Continue(());
             }
-        }
+            *at = At::Rows(Bound::Excluded(id));
+            ControlFlow::Break(())
+        })?;
         let any = body.len() > begun;
         any.then(|| self.sealer.rows(body)).transpose()
     }
 
     fn records(&mut self, from: Bound<Vec<u8>>) -> Result<Option<Bytes>, Error> {
-        let image = &self.image;
-        // The backend's own are in the header.
+        let Self { image, at, counts, .. } = self;
         let from = match &from {
-            Bound::Unbounded => Bound::Included(&[OWN + 1][..]),
+            Bound::Unbounded => FIRST_RECORD,
             from => from.as_ref().map(Vec::as_slice),
         };
         let mut body = Sealer::body(0);
         let begun = body.len();
-        self.at = At::End;
-        for record in image.file(image.tables.system.range::<&[u8]>((from, Bound::Unbounded)))? {
-            let (key, record) = image.file(record)?;
-            format::decode_record(key.value(), record.value())?;
-            stream::put_record(&mut body, key.value(), record.value());
-            self.counts.records += 1;
-            if body.len() >= PIECE_BYTES {
-                self.at = At::Records(Bound::Excluded(key.value().to_vec()));
-                break;
+        *at = At::End;
+        image.each_record(from, |key, record| {
+            stream::put_record(&mut body, key, record);
+            counts.records += 1;
+            if body.len() < PIECE_BYTES {
+                return ControlFlow::Continue(());
             }
-        }
+            *at = At::Records(Bound::Excluded(key.to_vec()));
+            ControlFlow::Break(())
+        })?;
         let any = body.len() > begun;
         any.then(|| self.sealer.records(body)).transpose()
     }

@@ -2,14 +2,13 @@
 //! stream or disk, it is thrown away and the store has noticed nothing. Only when the end has come and everything
 //! agrees with it does a last commit say what the file is of.
 
-use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use redb::Database;
 
 use super::change::RowId;
-use super::database::{self, Size};
+use super::database::{self, Facts, Size};
 use super::disk::{Disk, Gathered, Patient};
 use super::error::{During, Error};
 use super::format::{self, OWN, ROW_ID_LEN};
@@ -146,24 +145,8 @@ impl Import {
             None => database::begin_passing(&self.db)?,
         };
         {
-            let mut meta = write.open_table(format::META).during("open table meta")?;
-            let mut values = write.open_table(format::VALUES).during("open table values")?;
+            database::append_rows(&write, &self.rows, &mut self.polite)?;
             let mut system = write.open_table(format::SYSTEM).during("open table system")?;
-            let unbounded = Bound::<RowId>::Unbounded;
-            let mut end = meta.upper_bound_mut(unbounded).during("write table meta")?;
-            for row in &self.rows {
-                end.insert_before(row.id, &row.meta[..]).during("write table meta")?;
-                self.polite.pass(row.meta.len());
-            }
-            end.close().during("write table meta")?;
-            let mut end = values.upper_bound_mut(unbounded).during("write table values")?;
-            for row in &self.rows {
-                if let Some(value) = &row.value {
-                    end.insert_before(row.id, &value[..]).during("write table values")?;
-                    self.polite.pass(value.len());
-                }
-            }
-            end.close().during("write table values")?;
             for (key, record) in &self.records {
                 system.insert(&key[..], &record[..]).during("write a system record")?;
             }
@@ -173,13 +156,18 @@ impl Import {
                 compacted,
             }) = whole
             {
-                database::put_position(&mut system, format::APPLIED_RECORD, applied)?;
-                // There is no earlier state of this file to fall back to.
-                database::put_position(&mut system, format::APPLIED_BEFORE_RECORD, applied)?;
-                database::put_position(&mut system, format::INSTALLED_RECORD, applied)?;
-                database::put_number(&mut system, format::REVISION_RECORD, revision as u64)?;
-                database::put_number(&mut system, format::COMPACTED_RECORD, compacted as u64)?;
-                database::put_number(&mut system, format::IN_USE_RECORD, self.size.in_use)?;
+                let facts = Facts {
+                    applied,
+                    // There is no earlier state of this file to fall back to.
+                    applied_before: applied,
+                    revision,
+                    compacted,
+                    in_use: self.size.in_use,
+                    bound: self.newest,
+                    installed: applied,
+                };
+                database::put_facts(&mut system, &facts)?;
+                database::put_position(&mut system, format::INSTALLED_RECORD, facts.installed)?;
             }
         }
         write.commit().during("write an image that came")?;

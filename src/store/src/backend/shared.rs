@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
-use super::change::{Applied, RowId, SystemWrite};
-use super::disk::Space;
+use super::change::{Applied, RowId, SystemTable, SystemWrite};
+use super::copy::{Handover, Touched};
+use super::disk::Patient;
 use super::error::Error;
+use super::export::Image;
 use super::pending::{Chunk, Pending};
 use super::view::Published;
 use crate::origins::Passed;
@@ -30,10 +33,20 @@ pub(super) struct Queued {
     pub bytes: usize,
 }
 
+impl Queued {
+    /// Which system records it writes or takes away.
+    pub fn records(&self) -> impl Iterator<Item = (SystemTable, Bytes)> {
+        let system = self.system.iter().map(|(table, key, _)| (*table, key.clone()));
+        let origin = self.origin.map(|origin| (SystemTable::Origin, origin.record().0));
+        system.chain(origin)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Shared {
     pub pending: Pending,
-    pub space: Arc<Space>,
+    /// What the file lies on.
+    pub disk: ArcSwap<Patient>,
     pub control: Mutex<Control>,
     /// Wakes the thread.
     pub work: Condvar,
@@ -66,6 +79,9 @@ pub(super) struct Control {
     pub prune: bool,
     /// The first read that the file refused: redb serves nothing after it, so it ends the backend.
     pub read_failure: Option<Error>,
+    /// What commits touch, while a copy is made.
+    pub touched: Option<Touched>,
+    pub handover: Option<Box<Handover>>,
     pub stop: Option<Stop>,
     pub role: Role,
     /// Set once, by the first failure; nothing is committed after.
@@ -110,6 +126,17 @@ impl Shared {
             self.control.lock().read_failure.get_or_insert_with(|| error.clone());
             self.wake();
         }
+    }
+
+    /// The last commit.
+    pub fn image(self: &Arc<Self>) -> Result<Image, Error> {
+        let published = self.current.load_full().ok_or(Error::Closed)?;
+        Ok(Image::new(published.tables.clone(), self.clone()))
+    }
+
+    /// The disk has no space to spare.
+    pub fn is_full(&self) -> bool {
+        self.disk.load().space().is_full()
     }
 
     /// What the file will have in use once all that is queued is in it.

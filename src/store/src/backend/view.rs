@@ -22,7 +22,13 @@ pub(super) struct Tables {
     pub values: ReadOnlyTable<RowId, &'static [u8]>,
     pub system: ReadOnlyTable<&'static [u8], &'static [u8]>,
     pub facts: Facts,
+    /// The file is open for as long as somebody has this.
+    _file: Arc<InUse>,
 }
+
+/// Held by whatever reads a file.
+#[derive(Debug)]
+pub(super) struct InUse;
 
 /// A state of the file that readers share. Dropping the last handle lets pinned rows go.
 pub(super) struct Published {
@@ -42,13 +48,14 @@ impl std::fmt::Debug for Published {
 }
 
 impl Published {
-    pub fn new(db: &Database, facts: Facts, shared: &Arc<Shared>) -> Result<Self, Error> {
+    pub fn new(db: &Database, file: Arc<InUse>, facts: Facts, shared: &Arc<Shared>) -> Result<Self, Error> {
         let read = db.begin_read().during("begin a read of the backend")?;
         let tables = Tables {
             meta: read.open_table(format::META).during("open table meta")?,
             values: read.open_table(format::VALUES).during("open table values")?,
             system: read.open_table(format::SYSTEM).during("open table system")?,
             facts,
+            _file: file,
         };
         Ok(Self {
             tables: Arc::new(tables),

@@ -11,40 +11,20 @@
 //! serves on and has not noticed. What is left for the install is a rename.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::beside::Slot;
 use super::indexing::Indexing;
 use super::{Restored, Root, Shared, Store};
 use crate::backend::{Applied, Backend, Import};
 use crate::error::Error;
 
-/// The one that may be under way. Dropping it clears away what there is.
-struct Slot {
-    root: Arc<Root>,
-}
-
-impl Slot {
-    fn take(root: &Arc<Root>) -> Result<Self, Error> {
-        if root.receiving.swap(true, Ordering::AcqRel) {
-            return Err(Error::Receiving);
-        }
-        Ok(Self { root: root.clone() })
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.root.place.discard();
-        self.root.receiving.store(false, Ordering::Release);
-    }
-}
-
 impl Store {
-    /// Begins to receive an image; one at a time. What it costs the store is space on the disk.
+    /// Begins to receive an image; one at a time. What it costs the store is space on the disk. Does not wait: a
+    /// defragmentation that is under way is told to give way, and has done so a little later.
     pub fn receive(&self) -> Result<Incoming, Error> {
-        let slot = Slot::take(&self.root)?;
+        let slot = Slot::for_snapshot(&self.root)?;
         let backend = &self.root.options.backend;
         let disk = self.root.place.incoming()?;
         let indexing = Indexing::default();

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
+use super::beside::Beside;
 use super::hash::Hashes;
 use super::{EventSink, Mvcc, Options, Root, Shared, Store};
 use crate::apply::compaction::Compaction;
@@ -50,10 +51,10 @@ impl Store {
         restored.shared.compaction.restart(restored.is_compacted());
         let root = Arc::new(Root {
             current: ArcSwap::new(restored.shared.clone()),
-            place,
+            place: place.into(),
             options,
             on_work,
-            receiving: AtomicBool::new(false),
+            beside: Beside::default(),
         });
         let applier = Applier::new(root.clone(), restored, sink)?;
         Ok((Store { root }, applier))

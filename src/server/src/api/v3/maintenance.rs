@@ -1,4 +1,4 @@
-//! Maintenance: what this member says about itself, and alarms.
+//! Maintenance: what this member says about itself and does to its own file, and alarms.
 
 use super::{decode, mismatched, range, reply};
 use crate::member::Member;
@@ -8,9 +8,11 @@ use quorate_api::proto::etcdserverpb::{self as pb, AlarmType, alarm_request::Ala
 use quorate_api::proto::quorate::AlarmSet;
 use quorate_api::{Error, MemberId, Status, version};
 use quorate_raft::node::TransferError;
+use quorate_runtime::bulk;
 use quorate_store::command::{Command, Reply};
 use std::sync::Arc;
 use std::time::Instant;
+use tracing::{info, warn};
 
 pub fn status(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
     let _: pb::StatusRequest = decode(message)?;
@@ -116,4 +118,54 @@ pub async fn hash_kv(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, S
         compact_revision: hash.compacted,
         hash_revision: hash.at.0,
     })
+}
+
+/// Of this member's own file. It serves on meanwhile, where etcd's stands still; and like etcd's, what has begun comes to
+/// its end whether or not the client still waits for it.
+pub async fn defragment(member: &Arc<Member>, message: Bytes) -> Result<RpcReply, Status> {
+    let _: pb::DefragmentRequest = decode(message)?;
+    let turn = member.defragmentation.clone().lock_owned().await;
+    let work = {
+        let member = member.clone();
+        move || {
+            let _turn = turn;
+            member.counts.defragmenting.set(1);
+            let done = defragment_here(&member);
+            member.counts.defragmenting.set(0);
+            done
+        }
+    };
+    let done = bulk::spawn("defragment", work).await;
+    done.map_err(|_| Status::from(Error::Stopped))??;
+    // etcd gives no header here.
+    reply(&pb::DefragmentResponse { header: None })
+}
+
+fn defragment_here(member: &Member) -> Result<(), quorate_store::Error> {
+    let before = member.store.sizes();
+    let begun = Instant::now();
+    info!(
+        "current-db-size-bytes" = before.total_bytes,
+        "current-db-size-in-use-bytes" = before.in_use_bytes,
+        "starting defragment"
+    );
+    match member.store.defragment() {
+        Ok(()) => {
+            let took = begun.elapsed();
+            member.counts.defrag_took.observe(took.as_secs_f64());
+            let after = member.store.sizes();
+            info!(
+                "current-db-size-bytes" = after.total_bytes,
+                "current-db-size-bytes-before" = before.total_bytes,
+                "current-db-size-in-use-bytes" = after.in_use_bytes,
+                ?took,
+                "finished defragment"
+            );
+            Ok(())
+        }
+        Err(error) => {
+            warn!(%error, "failed to defragment");
+            Err(error)
+        }
+    }
 }
