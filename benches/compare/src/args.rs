@@ -33,7 +33,7 @@ compare: etcd and Quorate in turn, under the same clients
   --memory-keys N     keys of the `memory` scenario (default 1000000)
   --watchers N        watchers of the `watchers` scenario (default 10000, on a hundredth as many streams)
   --repeats N         times that `leader-kill` and `leader-stop` do so (default 10)
-  --join-mib N        data that a new member fetches in `join` (default 1024)
+  --join-mib N        data that a new member fetches in `join`, and that `defrag` keeps (default 1024)
   --join-rate N       puts per second meanwhile (default 100)
   --targets           measure what targets are set for, and print which are met
   --tls               TLS between clients and server, with client certificates

@@ -39,9 +39,11 @@ pub enum Rpc {
     LeaseKeepAlive,
     Status,
     MemberAdd,
+    Compact,
+    Defragment,
 }
 
-const PATHS: [(Rpc, &str); 10] = [
+const PATHS: [(Rpc, &str); 12] = [
     (Rpc::Range, "/etcdserverpb.KV/Range"),
     (Rpc::RangeStream, "/etcdserverpb.KV/RangeStream"),
     (Rpc::Put, "/etcdserverpb.KV/Put"),
@@ -52,6 +54,8 @@ const PATHS: [(Rpc, &str); 10] = [
     (Rpc::LeaseKeepAlive, "/etcdserverpb.Lease/LeaseKeepAlive"),
     (Rpc::Status, "/etcdserverpb.Maintenance/Status"),
     (Rpc::MemberAdd, "/etcdserverpb.Cluster/MemberAdd"),
+    (Rpc::Compact, "/etcdserverpb.KV/Compact"),
+    (Rpc::Defragment, "/etcdserverpb.Maintenance/Defragment"),
 ];
 
 /// Where a server listens, and how to speak to it.

@@ -4,6 +4,7 @@ mod pace;
 mod steady;
 mod terms;
 
+pub mod defrag;
 pub mod join;
 pub mod leader_kill;
 pub mod leader_stop;

@@ -79,6 +79,7 @@ impl Bench<'_> {
             W::LeaderStop => scenario::leader_stop::run(self).await,
             W::Rolling => scenario::rolling::run(self).await,
             W::Join => scenario::join::run(self).await,
+            W::Defrag => scenario::defrag::run(self).await,
         }
     }
 

@@ -30,10 +30,11 @@ pub enum Workload {
     LeaderStop,
     Rolling,
     Join,
+    Defrag,
 }
 
 /// All of them: name for the command line, what it does.
-const ALL: [(Workload, &str, &str); 23] = [
+const ALL: [(Workload, &str, &str); 24] = [
     (W::Put256, "put-256", "put, 256 B values, over 100,000 keys of 16-64 B"),
     (W::Put1k, "put-1k", "the same with 1 KB values"),
     (
@@ -117,6 +118,11 @@ const ALL: [(Workload, &str, &str); 23] = [
         "join",
         "scenario: a new member joins 1 GiB of data; time until it has caught up, puts meanwhile",
     ),
+    (
+        W::Defrag,
+        "defrag",
+        "scenario: the leader of 1 GiB, as much again of it compacted, is defragmented; time, puts meanwhile",
+    ),
 ];
 
 impl Workload {
@@ -127,7 +133,7 @@ impl Workload {
     }
 
     pub fn is_scenario(self) -> bool {
-        matches!(self, W::Memory | W::Watchers) || self.needs_cluster() && self != W::GetFollower
+        matches!(self, W::Memory | W::Watchers | W::Defrag) || self.needs_cluster() && self != W::GetFollower
     }
 
     /// Whether one member is too few.
