@@ -249,7 +249,11 @@ impl World {
             96 => self.reopen(Survives::All),
             97 => self.reopen(Survives::Nothing),
             98 => self.reopen(Survives::Sectors),
-            _ => {}
+            _ => {
+                let before = picture(&self.member.store);
+                self.member.store.defragment().unwrap();
+                assert_eq!(picture(&self.member.store), before);
+            }
         }
         let asked = self.member.asked.load(Ordering::Relaxed);
         self.seen

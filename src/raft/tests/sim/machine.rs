@@ -16,13 +16,13 @@ use quorate_raft::runtime::{Process, watch as cell};
 use quorate_raft::{Node, Options};
 use quorate_store::command::Command;
 use quorate_store::event::EventBatch;
-use quorate_store::testing::{ALL_CASES, MemPlace, Rng, Survives};
+use quorate_store::testing::{ALL_CASES, MemDisk, MemPlace, Rng, Survives};
 use quorate_store::watch::{self, Hub};
 use quorate_store::{Applier, EventSink, Store, backend};
 use quorate_wal::disk::{FaultyDisk, Tear};
 use quorate_wal::{LogPos, Wal};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -42,6 +42,8 @@ pub struct Surroundings {
     pub leaders: Mutex<std::collections::BTreeMap<u64, u64>>,
     /// A member's process wants to end.
     pub ending: Notify,
+    /// Files that a copy without gaps has taken the place of.
+    pub defragmented: AtomicU64,
     pub snapshot_count: u64,
     pub catchup_entries: u64,
 }
@@ -300,7 +302,7 @@ impl Machine {
         let _ = ending.set(Arc::downgrade(&life));
         process.spawn(turn_log(life.clone(), around.clone(), self.pace.subscribe(), log_work));
         process.spawn(turn_store(
-            store_stepper,
+            (store_stepper, store.clone(), self.place.clone()),
             around.clone(),
             self.pace.subscribe(),
             store_work,
@@ -546,7 +548,7 @@ async fn turn_log(life: Arc<Life>, around: Arc<Surroundings>, mut pace: cell::Re
 }
 
 async fn turn_store(
-    stepper: quorate_store::Stepper,
+    (stepper, store, place): (quorate_store::Stepper, Store, MemPlace),
     around: Arc<Surroundings>,
     mut pace: cell::Receiver<Pace>,
     work: Arc<Notify>,
@@ -560,12 +562,29 @@ async fn turn_store(
             return;
         }
         let done = stepper.commit().and_then(|more| Ok(stepper.compact(5)? | more));
+        if around.dice.chance(2) {
+            defragment(&store, &place, &around);
+        }
         match done {
             Ok(true) => work.notify_one(),
             Ok(false) => {}
             // What it means for the process is said by who needs the file.
             Err(_) => return,
         }
+    }
+}
+
+/// Now and then on a disk that fails meanwhile, which is no business of the store's.
+fn defragment(store: &Store, place: &MemPlace, around: &Surroundings) {
+    const NEVER: u64 = 1 << 60;
+    if around.dice.chance(30) && !place.has_incoming() {
+        let disk = MemDisk::crashable();
+        disk.fail_write_after(around.dice.below(30));
+        place.make_next_of(disk);
+    }
+    if store.defragment().is_ok() {
+        place.disk().fail_write_after(NEVER);
+        around.defragmented.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -82,13 +82,15 @@ fn run_all(seeds: std::ops::Range<u64>) -> Vec<Report> {
 fn summary(reports: &[Report]) -> String {
     let sum = |what: fn(&Report) -> u64| reports.iter().map(what).sum::<u64>();
     format!(
-        "{} seeds: {} operations, {} of unknown fate, {} revisions, {} terms, {} snapshots",
+        "{} seeds: {} operations, {} of unknown fate, {} revisions, {} terms, {} snapshots, {} files \
+         defragmented",
         reports.len(),
         sum(|report| report.done as u64),
         sum(|report| report.unknown as u64),
         sum(|report| report.revisions as u64),
         sum(|report| report.terms as u64),
         sum(|report| report.snapshots),
+        sum(|report| report.defragmented),
     )
 }
 

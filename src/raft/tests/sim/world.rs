@@ -17,7 +17,7 @@ use quorate_raft::Node;
 use quorate_store::command::Command;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -67,6 +67,7 @@ pub struct Report {
     pub revisions: i64,
     pub terms: usize,
     pub snapshots: u64,
+    pub defragmented: u64,
 }
 
 thread_local! {
@@ -138,6 +139,7 @@ impl World {
             dice: Dice::new(root.seed()),
             leaders: Mutex::default(),
             ending: Notify::new(),
+            defragmented: AtomicU64::new(0),
             snapshot_count: plan.snapshot_count,
             catchup_entries: plan.catchup_entries,
         });
@@ -245,6 +247,7 @@ impl World {
             revisions: self.around.tap.newest(),
             terms: self.around.leaders.lock().len(),
             snapshots: self.around.net.snapshots(),
+            defragmented: self.around.defragmented.load(Ordering::Relaxed),
             ..Report::default()
         }
     }

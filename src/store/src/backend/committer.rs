@@ -133,10 +133,11 @@ impl Committer {
         if let Some(error) = control.read_failure.take() {
             return Some(Work::Fail(error));
         }
-        if control.stop.is_none() && control.role != Role::Retired {
-            if let Some(handover) = control.handover.take() {
-                return Some(Work::TakeOver(handover));
-            }
+        if control.stop.is_none()
+            && control.role != Role::Retired
+            && let Some(handover) = control.handover.take()
+        {
+            return Some(Work::TakeOver(handover));
         }
         if commit {
             return Some(Work::Commit(self.take(control)));
