@@ -16,7 +16,6 @@
 
 pub mod change;
 mod committer;
-mod copy;
 mod database;
 pub mod disk;
 mod error;
@@ -26,6 +25,7 @@ mod import;
 mod pending;
 mod shared;
 mod stream;
+mod successor;
 mod view;
 
 use std::path::Path;
@@ -39,8 +39,6 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use self::change::{Applied, Change, Row, RowId, SystemTable, SystemWrite};
 use self::committer::Committer;
-pub(crate) use self::copy::Adopt;
-use self::copy::{Copy, GoOn, Handover, Touched};
 use self::database::{Facts, Opened};
 use self::disk::{Disk, FilePlace, Patient, Place};
 pub use self::error::Error;
@@ -51,6 +49,8 @@ pub(crate) use self::import::{Import, OnRows};
 use self::pending::Pending;
 use self::shared::{Control, Queued, Role, Shared, Stop};
 pub(crate) use self::stream::StreamRow;
+pub(crate) use self::successor::Adopt;
+use self::successor::{GoOn, Handover, Successor, Touched};
 use self::view::InUse;
 pub use self::view::View;
 use crate::stepped::OnWork;
@@ -324,28 +324,28 @@ impl Backend {
         self.shared.control.lock().touched = Some(Touched::default());
         let copied = self
             .copy(disk, &go_on)
-            .and_then(|copy| self.hand_over(copy, adopt, &go_on));
+            .and_then(|successor| self.hand_over(successor, adopt, &go_on));
         self.shared.control.lock().touched = None;
         copied
     }
 
-    fn copy(&self, disk: Arc<dyn Disk>, go_on: GoOn<'_>) -> Result<Copy, Error> {
+    fn copy(&self, disk: Arc<dyn Disk>, go_on: GoOn<'_>) -> Result<Successor, Error> {
         go_on()?;
-        let mut copy = Copy::of(&self.shared.image()?, disk, &self.options, go_on)?;
+        let mut successor = Successor::of(&self.shared.image()?, disk, &self.options, go_on)?;
         for _ in 0..COPY_ROUNDS_MAX {
             let touched = self.shared.control.lock().touched.replace(Touched::default());
-            let bytes = copy.follow(&self.shared.image()?, touched.unwrap_or_default(), go_on)?;
+            let bytes = successor.follow(&self.shared.image()?, touched.unwrap_or_default(), go_on)?;
             go_on()?;
             if bytes < COPY_LEFT_BYTES {
                 break;
             }
         }
-        Ok(copy)
+        Ok(successor)
     }
 
-    fn hand_over(&self, copy: Copy, adopt: Adopt, go_on: GoOn<'_>) -> Result<(), Error> {
+    fn hand_over(&self, successor: Successor, adopt: Adopt, go_on: GoOn<'_>) -> Result<(), Error> {
         let (tell, told) = mpsc::channel();
-        self.shared.control.lock().handover = Some(Box::new(Handover { copy, adopt, tell }));
+        self.shared.control.lock().handover = Some(Box::new(Handover { successor, adopt, tell }));
         self.shared.wake();
         loop {
             if let Worker::Stepped(committer) = &self.worker {

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use redb::Database;
 
-use super::copy::{Copy, Handover};
 use super::database::{self, Facts};
 use super::error::Error;
 use super::shared::{Control, Queued, Role, Shared, Stop};
+use super::successor::{Handover, Successor};
 use super::view::{InUse, Published};
 use super::{CommitStats, Options};
 use crate::stepped::Stopwatch;
@@ -215,10 +215,10 @@ impl Committer {
     /// A copy takes the place of the file, unless it turns out to be none. False, as for [`Self::turn`]: it is not
     /// certain which of the two has the name.
     fn take_over(&mut self, handover: Handover) -> bool {
-        let Handover { copy, adopt, tell } = handover;
-        let (done, goes_on) = match self.complete(copy) {
-            Ok(copy) => {
-                let done = adopt().and_then(|()| self.stand_on(copy));
+        let Handover { successor, adopt, tell } = handover;
+        let (done, goes_on) = match self.complete(successor) {
+            Ok(successor) => {
+                let done = adopt().and_then(|()| self.stand_on(successor));
                 let goes_on = done.as_ref().inspect_err(|error| self.fail(error)).is_ok();
                 (done, goes_on)
             }
@@ -230,15 +230,15 @@ impl Committer {
     }
 
     /// Nothing is committed between this and the end of the turn.
-    fn complete(&self, mut copy: Copy) -> Result<Copy, Error> {
+    fn complete(&self, mut successor: Successor) -> Result<Successor, Error> {
         let touched = self.shared.control.lock().touched.take().unwrap_or_default();
-        copy.follow(&self.shared.image()?, touched, &|| Ok(()))?;
-        copy.is_of(&self.facts)?;
-        Ok(copy)
+        successor.follow(&self.shared.image()?, touched, &|| Ok(()))?;
+        successor.is_of(&self.facts)?;
+        Ok(successor)
     }
 
-    fn stand_on(&mut self, copy: Copy) -> Result<(), Error> {
-        let Copy { db, disk, .. } = copy;
+    fn stand_on(&mut self, successor: Successor) -> Result<(), Error> {
+        let Successor { db, disk, .. } = successor;
         let before = std::mem::replace(&mut self.db, db);
         let in_use = std::mem::replace(&mut self.in_use, Arc::new(InUse));
         self.replaced.push((in_use, before));

@@ -20,7 +20,7 @@ use crate::polite::Polite;
 const PIECE_BYTES: usize = 224 << 10;
 
 /// Before it are the backend's own.
-const FIRST_RECORD: Bound<&[u8]> = Bound::Included(&[OWN + 1]);
+pub(super) const FIRST_RECORD: Bound<&[u8]> = Bound::Included(&[OWN + 1]);
 
 /// One commit, standing still. It pins pages of the file, and nothing in memory.
 #[derive(Clone)]
@@ -87,7 +87,7 @@ impl Image {
     }
 
     /// The same for records, by their keys in the file. The backend's own are in the facts.
-    fn each_record(
+    pub(super) fn each_record(
         &self,
         from: Bound<&[u8]>,
         mut each: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
@@ -100,16 +100,6 @@ impl Image {
             }
         }
         Ok(())
-    }
-
-    /// All of them, none of which is missing.
-    pub(super) fn records(&self) -> Result<Vec<(Bytes, Option<Bytes>)>, Error> {
-        let mut records = Vec::new();
-        self.each_record(FIRST_RECORD, |key, record| {
-            records.push((Bytes::copy_from_slice(key), Some(Bytes::copy_from_slice(record))));
-            ControlFlow::Continue(())
-        })?;
-        Ok(records)
     }
 
     pub(super) fn record(&self, key: &[u8]) -> Result<Option<Bytes>, Error> {

@@ -11,11 +11,11 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use super::change::{Applied, RowId, SystemTable, SystemWrite};
-use super::copy::{Handover, Touched};
 use super::disk::Patient;
 use super::error::Error;
 use super::export::Image;
 use super::pending::{Chunk, Pending};
+use super::successor::{Handover, Touched};
 use super::view::Published;
 use crate::origins::Passed;
 use crate::stepped::OnWork;

@@ -17,7 +17,7 @@ use super::change::RowId;
 use super::database::{self, Facts, Opened, Size};
 use super::disk::{Disk, Gathered, Patient};
 use super::error::{During, Error};
-use super::export::Image;
+use super::export::{FIRST_RECORD, Image};
 use super::format::{self, ROW_ID_LEN};
 use super::shared::Queued;
 use super::stream::StreamRow;
@@ -47,7 +47,7 @@ pub(super) type GoOn<'a> = &'a dyn Fn() -> Result<(), Error>;
 /// Gives the copy the name of the file.
 pub(crate) type Adopt = Box<dyn FnOnce() -> Result<(), Error> + Send>;
 
-pub(super) struct Copy {
+pub(super) struct Successor {
     pub db: Database,
     pub disk: Patient,
     /// Rows up to here were looked at.
@@ -57,12 +57,12 @@ pub(super) struct Copy {
     polite: Polite,
 }
 
-impl Copy {
+impl Successor {
     /// All of `image`, into an empty disk.
     pub fn of(image: &Image, disk: Arc<dyn Disk>, options: &Options, go_on: GoOn<'_>) -> Result<Self, Error> {
         // Written once and not read, like an image that comes from a peer.
         let gathered = Patient::new(Arc::new(Gathered::new(disk.clone())), 0);
-        let mut copy = Self {
+        let mut successor = Self {
             db: database::open(gathered.clone(), options.cache_bytes)?.db,
             disk: gathered,
             copied: RowId::ZERO,
@@ -70,15 +70,16 @@ impl Copy {
             commit_bytes: options.commit_bytes,
             polite: Polite::default(),
         };
-        copy.rows(image, go_on)?;
-        copy.rest(image, &[], image.records()?)?;
-        copy.db.close().during("close a copy of the file")?;
+        successor.rows(image, go_on)?;
+        successor.records(image, go_on)?;
+        successor.rest(image, &[], Vec::new())?;
+        successor.db.close().during("close a copy of the file")?;
         // From here on as the store will use it, so it is read back before it counts.
-        copy.disk = Patient::new(disk, options.reserve_bytes);
-        let Opened { db, facts, .. } = database::open(copy.disk.clone(), options.cache_bytes)?;
-        copy.db = db;
-        copy.check(&facts, image.facts())?;
-        Ok(copy)
+        successor.disk = Patient::new(disk, options.reserve_bytes);
+        let Opened { db, facts, .. } = database::open(successor.disk.clone(), options.cache_bytes)?;
+        successor.db = db;
+        successor.check(&facts, image.facts())?;
+        Ok(successor)
     }
 
     /// From the image before to this one. `touched` was taken after that one and before this one. Returns the bytes of
@@ -88,7 +89,7 @@ impl Copy {
         touched.removed.sort_unstable();
         touched.removed.dedup();
         let records = touched.records.into_iter();
-        let records = records.map(|key| image.record(&key).map(|record| (key.into(), record)));
+        let records = records.map(|key| image.record(&key).map(|record| (key, record)));
         let records: Vec<_> = records.collect::<Result<_, Error>>()?;
         self.rest(image, &touched.removed, records)?;
         Ok(bytes)
@@ -152,8 +153,37 @@ impl Copy {
         Ok(all)
     }
 
+    /// All of them, into a file that has none.
+    fn records(&mut self, image: &Image, go_on: GoOn<'_>) -> Result<(), Error> {
+        let mut from = FIRST_RECORD.map(<[u8]>::to_vec);
+        loop {
+            let mut records = Vec::new();
+            let mut bytes = 0;
+            image.each_record(from.as_ref().map(Vec::as_slice), |key, record| {
+                bytes += key.len() + record.len();
+                records.push((key.to_vec(), record.to_vec()));
+                match bytes < self.commit_bytes {
+                    true => ControlFlow::Continue(()),
+                    false => ControlFlow::Break(()),
+                }
+            })?;
+            let Some((last, _)) = records.last() else { break };
+            from = Bound::Excluded(last.clone());
+            let write = database::begin_passing(&self.db)?;
+            {
+                let mut system = write.open_table(format::SYSTEM).during("open table system")?;
+                for (key, record) in &records {
+                    database::put_record(&mut system, key, Some(record), &mut self.size)?;
+                }
+            }
+            write.commit().during("copy records")?;
+            go_on()?;
+        }
+        Ok(())
+    }
+
     /// What is no new row, and then the file is of the state that `image` is of.
-    fn rest(&mut self, image: &Image, removed: &[RowId], records: Vec<(Bytes, Option<Bytes>)>) -> Result<(), Error> {
+    fn rest(&mut self, image: &Image, removed: &[RowId], records: Vec<(Vec<u8>, Option<Bytes>)>) -> Result<(), Error> {
         let write = database::begin(&self.db)?;
         database::remove_rows(&write, removed, &mut self.size)?;
         {
@@ -172,9 +202,9 @@ impl Copy {
     }
 }
 
-/// A copy that is complete but for what the last commits did, for the thread that makes them.
+/// One that is complete but for what the last commits did, for the thread that makes them.
 pub(super) struct Handover {
-    pub copy: Copy,
+    pub successor: Successor,
     pub adopt: Adopt,
     /// Whoever made it waits for the outcome.
     pub tell: std::sync::mpsc::Sender<Result<(), Error>>,
