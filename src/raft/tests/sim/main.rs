@@ -9,6 +9,8 @@
 //!                   then all is well again: everybody goes on, comes to the same state, and the records are judged
 //! ```
 //!
+//! Beside those, [`planted`]: bugs that must be found; [`handover`]: how long a change of leader takes where all is well.
+//!
 //! `QUORATE_SIM_SEED=n … -- --nocapture seeds` replays one seed and tells what happens (`QUORATE_SIM_MARKS=1`: every
 //! message, too), `QUORATE_SIM_SEEDS=a..b` or a number runs many.
 
@@ -17,6 +19,7 @@
 mod clients;
 mod dice;
 mod faults;
+mod handover;
 mod leases;
 mod machine;
 mod net;

@@ -95,23 +95,32 @@ pub fn run_changed(seed: u64, print: bool, change: impl FnOnce(&mut Plan)) -> Re
     hear_panics();
     PANICKED.set(None);
     QUIET.set(true);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    let mut report = runtime.block_on(async {
-        // From here on the time stands at whole milliseconds of the runtime's own.
-        sleep(Duration::from_millis(1)).await;
-        World::new(seed, print, change).live().await
-    });
-    drop(runtime);
+    let mut report = in_world(seed, print, change, World::live);
     QUIET.set(false);
     report.seed = seed;
     if let Some(panicked) = PANICKED.take() {
         report.failure = Some(format!("panicked: {panicked}"));
     }
     report
+}
+
+/// The same for what goes on in it.
+pub fn in_world<T, L: Future<Output = T>>(
+    seed: u64,
+    print: bool,
+    change: impl FnOnce(&mut Plan),
+    live: impl FnOnce(Arc<World>) -> L,
+) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        // From here on the time stands at whole milliseconds of the runtime's own.
+        sleep(Duration::from_millis(1)).await;
+        live(World::new(seed, print, change)).await
+    })
 }
 
 pub fn run(seed: u64, print: bool) -> Report {
@@ -273,6 +282,13 @@ impl World {
             .filter(leads)
             .max_by_key(|(_, node)| node.term())
             .map(|(_, node)| node.member())
+    }
+
+    /// How many members say that `leader` leads.
+    pub fn followed(&self, leader: u64) -> usize {
+        let machines = self.machines.lock();
+        let serving = machines.values().filter_map(Machine::serving);
+        serving.filter(|(_, node)| node.leader() == Some(leader)).count()
     }
 
     /// Whether every member knows whose data directory `member` has.
