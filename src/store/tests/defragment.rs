@@ -11,17 +11,14 @@ use bytes::Bytes;
 use quorate_api::proto::etcdserverpb::{self as pb};
 use quorate_store::backend::{self, Applied};
 use quorate_store::command::Command;
-use quorate_store::testing::{ALL_CASES, Fail, MemDisk, MemPlace, Replay, Rng};
+use quorate_store::testing::{Fail, MemDisk, MemPlace, Rng};
 use quorate_store::{Applier, Error, Store};
 
+use kit::exchange::{Exchange, open_in};
 use kit::whole::{Feed, Picture, options, picture};
 
 fn open(path: &Path) -> (Store, Applier) {
     Store::open(path, options(), Box::new(())).unwrap()
-}
-
-fn open_in(place: &MemPlace) -> (Store, Applier) {
-    Store::open_in(Box::new(place.clone()), options(), Box::new(())).unwrap()
 }
 
 fn put(key: String, value: Vec<u8>) -> Command {
@@ -179,36 +176,16 @@ fn crash_at_each_defrag_step_keeps_revision() {
         trace.len()
     );
     drop((store, applier));
-    let mut replay = Replay::new(start);
-    for cut in 0..=trace.len() {
-        for survives in ALL_CASES {
-            let what = format!("cut at {cut} of {}, {survives:?}", trace.len());
-            let image = replay.power_loss(survives, &mut Rng(cut as u64));
-            if cut <= renamed_at {
-                let place = MemPlace::with(MemDisk::with_image(old_image.clone()));
-                place.make_next_of(MemDisk::with_image(image.clone()));
-                backend::disk::Place::incoming(&place).unwrap();
-                let (store, _) = open_in(&place);
-                assert_eq!(picture(&store), before, "{what}");
-                assert!(!place.has_incoming(), "{what}");
-            }
-            if cut >= renamed_at {
-                let (store, _) = open_in(&MemPlace::with(MemDisk::with_image(image)));
-                let index = store.applied_index();
-                let promised = promises.iter().rev().find(|(from, _)| *from <= cut).unwrap().1;
-                assert!(index >= promised, "{what}: entry {index}, promised {promised}");
-                if let Some((_, state)) = states.iter().find(|(of, _)| *of == index) {
-                    assert_eq!(&picture(&store), state, "{what}");
-                }
-            }
-            if !replay.has_unsynced() {
-                break;
-            }
-        }
-        if let Some(op) = trace.get(cut) {
-            replay.step(op);
-        }
-    }
+    let exchange = Exchange {
+        old: old_image,
+        before,
+        start,
+        trace,
+        renamed_at,
+        promises,
+        states,
+    };
+    exchange.survives_power_loss();
 }
 
 const NEVER: u64 = 1 << 60;

@@ -6,20 +6,16 @@ mod kit;
 
 use std::sync::Arc;
 
-use quorate_store::backend::disk::Place;
-use quorate_store::testing::{ALL_CASES, Fail, MemDisk, MemPlace, Replay, Rng};
+use quorate_store::testing::{Fail, MemDisk, MemPlace};
 use quorate_store::{Applier, Error, Store};
 
+use kit::exchange::{Exchange, open_in};
 use kit::whole::{Feed, Picture, options, picture};
-
-fn open(place: &MemPlace) -> (Store, Applier) {
-    Store::open_in(Box::new(place.clone()), options(), Box::new(())).unwrap()
-}
 
 /// A store with something in it, everything durable.
 fn old(seed: u64) -> (MemPlace, Store, Applier, Picture, Feed) {
     let place = MemPlace::default();
-    let (store, mut applier) = open(&place);
+    let (store, mut applier) = open_in(&place);
     let mut feed = Feed::new(seed);
     feed.found(&mut applier, 7);
     feed.steps(20, &store, &mut applier);
@@ -30,7 +26,7 @@ fn old(seed: u64) -> (MemPlace, Store, Applier, Picture, Feed) {
 
 /// The pieces of a newer one, what it shows, and how it goes on.
 fn newer() -> (Vec<bytes::Bytes>, Picture, Feed) {
-    let (store, mut applier) = open(&MemPlace::default());
+    let (store, mut applier) = open_in(&MemPlace::default());
     let mut feed = Feed::new(2);
     feed.found(&mut applier, 7);
     feed.steps(150, &store, &mut applier);
@@ -73,42 +69,16 @@ fn received_snapshot_survives_power_loss() {
     }
     let trace = incoming.trace();
     drop((store, applier));
-
-    let mut replay = Replay::new(start);
-    for cut in 0..=trace.len() {
-        for survives in ALL_CASES {
-            let what = format!("cut at {cut} of {}, {survives:?}", trace.len());
-            let image = replay.power_loss(survives, &mut Rng(cut as u64));
-            if cut <= renamed_at {
-                // The name is still the old file's, or that is what the folder remembers.
-                let place = MemPlace::with(MemDisk::with_image(old_image.clone()));
-                place.make_next_of(MemDisk::with_image(image.clone()));
-                place.incoming().unwrap();
-                let (store, _) = open(&place);
-                assert_eq!(picture(&store), before, "{what}");
-                assert!(!place.has_incoming(), "{what}");
-            }
-            if cut >= renamed_at {
-                let (store, _) = open(&MemPlace::with(MemDisk::with_image(image)));
-                let index = store.applied_index();
-                let promised = promises.iter().rev().find(|(from, _)| *from <= cut).unwrap().1;
-                assert!(index >= promised, "{what}: entry {index}, promised {promised}");
-                let state = states.iter().find(|(of, _)| *of == index);
-                // Commits are cut between entries, perhaps before a flush was through.
-                if let Some((_, state)) = state {
-                    assert_eq!(&picture(&store), state, "{what}");
-                } else {
-                    drop(picture(&store));
-                }
-            }
-            if !replay.has_unsynced() {
-                break;
-            }
-        }
-        if let Some(op) = trace.get(cut) {
-            replay.step(op);
-        }
-    }
+    let exchange = Exchange {
+        old: old_image,
+        before,
+        start,
+        trace,
+        renamed_at,
+        promises,
+        states,
+    };
+    exchange.survives_power_loss();
 }
 
 /// A disk that fails under the transfer costs the transfer, and nothing else.
@@ -172,7 +142,7 @@ fn an_install_that_breaks_off_leaves_old_or_new() {
         let again = receive(&store, &pieces).unwrap();
         assert!(matches!(applier.install(again), Err(Error::Poisoned)));
         drop((store, applier));
-        let (store, _) = open(&MemPlace::with(place.disk()));
+        let (store, _) = open_in(&MemPlace::with(place.disk()));
         let expected = if fail == Fail::Rename { &before } else { &after };
         assert_eq!(&picture(&store), expected);
     }

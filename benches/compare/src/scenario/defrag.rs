@@ -16,14 +16,11 @@ use crate::workload::{Bench, Sample};
 
 const KEY_BYTES: u64 = 64;
 const VALUE_BYTES: u64 = 1024;
-const IDLE: Duration = Duration::from_secs(10);
 /// Puts that wait for its end are answered by then.
 const BEHIND: Duration = Duration::from_millis(500);
-const IDLE_QUICK: Duration = Duration::from_secs(1);
 
 pub async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
-    let scale = &bench.args.scale;
-    let keys = scale.join_bytes.div_ceil(KEY_BYTES + VALUE_BYTES);
+    let keys = bench.args.scale.join_bytes.div_ceil(KEY_BYTES + VALUE_BYTES);
     for _ in 0..2 {
         bench.fill(keys, VALUE_BYTES as usize, data::memory_key).await?;
     }
@@ -36,12 +33,7 @@ pub async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
         .await?;
     quiet(&bench.cluster.pids()).await?;
 
-    let mut pace = Pace::start(bench, scale.join_rate).await?;
-    let idle = if bench.args.quick { IDLE_QUICK } else { IDLE };
-    tokio::time::sleep(idle / 5).await;
-    pace.cut().await?; // the first puts open things
-    tokio::time::sleep(idle).await;
-    let before = pace.cut().await?;
+    let (mut pace, before) = Pace::idle(bench).await?;
     let (was, cpu) = (status(&mut caller).await?, bench.cluster.cpu_time()?);
     let began = Instant::now();
     let _: DefragmentResponse = caller.unary(Rpc::Defragment, &DefragmentRequest {}).await?;

@@ -4,7 +4,7 @@
 //! It has caught up when its own revision is the one that the leader had a moment before and it answers a linearizable
 //! read. That all the data is there is checked after the clock has stopped.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use quorate_api::proto::etcdserverpb::{RangeRequest, RangeResponse};
@@ -23,23 +23,15 @@ pub const P99_RATIO: &str = "put p99 meanwhile / before";
 const KEY_BYTES: u64 = 64;
 const VALUE_BYTES: u64 = 1024;
 const PREFIX: &str = "/registry/pods/";
-const IDLE: Duration = Duration::from_secs(10);
-const IDLE_QUICK: Duration = Duration::from_secs(1);
 
 pub async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
-    let scale = &bench.args.scale;
-    let keys = scale.join_bytes.div_ceil(KEY_BYTES + VALUE_BYTES);
+    let keys = bench.args.scale.join_bytes.div_ceil(KEY_BYTES + VALUE_BYTES);
     let began = Instant::now();
     bench.fill(keys, VALUE_BYTES as usize, data::memory_key).await?;
     let loading = began.elapsed();
     quiet(&bench.cluster.pids()).await?;
 
-    let mut pace = Pace::start(bench, scale.join_rate).await?;
-    let idle = if bench.args.quick { IDLE_QUICK } else { IDLE };
-    tokio::time::sleep(idle / 5).await;
-    pace.cut().await?; // the first puts open things
-    tokio::time::sleep(idle).await;
-    let before = pace.cut().await?;
+    let (mut pace, before) = Pace::idle(bench).await?;
 
     let leader = bench.cluster.leadership().await?.leader;
     let (cpu, sent) = (bench.cluster.cpu_time()?, pace.sent());

@@ -17,6 +17,8 @@ use crate::workload::{Bench, put};
 
 const VALUE_BYTES: usize = 256;
 const CONNECTIONS_OF: usize = 10;
+const IDLE: Duration = Duration::from_secs(10);
+const IDLE_QUICK: Duration = Duration::from_secs(1);
 const KEYS: u64 = 1_000;
 
 pub struct Pace {
@@ -26,7 +28,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    pub async fn start(bench: &Bench<'_>, per_second: u64) -> anyhow::Result<Self> {
+    async fn start(bench: &Bench<'_>, per_second: u64) -> anyhow::Result<Self> {
         let pool = bench.pool(CONNECTIONS_OF).await?;
         let values = bench.values.clone();
         let mut random = Random::new(0xace);
@@ -44,6 +46,17 @@ impl Pace {
             Arc::clone(&sent),
         ));
         Ok(Self { cut, task, sent })
+    }
+
+    /// Started, and what it felt for a while in which nothing else went on.
+    pub async fn idle(bench: &Bench<'_>) -> anyhow::Result<(Self, Latencies)> {
+        let mut pace = Self::start(bench, bench.args.scale.join_rate).await?;
+        let idle = if bench.args.quick { IDLE_QUICK } else { IDLE };
+        tokio::time::sleep(idle / 5).await;
+        pace.cut().await?; // the first puts open things
+        tokio::time::sleep(idle).await;
+        let idle = pace.cut().await?;
+        Ok((pace, idle))
     }
 
     /// Latencies of the puts that were answered since the last cut.

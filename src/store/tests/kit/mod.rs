@@ -2,5 +2,6 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod exchange;
 pub mod model;
 pub mod whole;
