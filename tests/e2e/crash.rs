@@ -14,7 +14,6 @@ use actors::{Actor, Known, Shared, check_revisions};
 
 const ROUNDS: usize = 30;
 const WRITERS: usize = 12;
-/// At the median: a machine that stands still for a moment is not the node's fault.
 const RESTART_MAX: Duration = Duration::from_secs(1);
 /// Most rounds are over before the backend commits for the first time: what they wrote is in the log alone. Every third
 /// is longer, with larger values, so that the kill meets the commit, the purge of the log behind it and the next segment.
@@ -42,7 +41,7 @@ fn kill9_loses_nothing() {
         .map(|actor| (actor, Known::default()))
         .collect();
     let shared = Arc::new(Shared::default());
-    let (mut restarts, mut met_a_commit) = (Vec::new(), 0);
+    let (mut slowest, mut met_a_commit) = (Duration::ZERO, 0);
     for round in 0..rounds {
         let long = round % LONG_EVERY == 0;
         let commits = || metric(&own.node, "etcd_disk_backend_commit_duration_seconds_count");
@@ -64,7 +63,7 @@ fn kill9_loses_nothing() {
         }
         let restarted = Instant::now();
         own.node.restart();
-        restarts.push(restarted.elapsed());
+        slowest = slowest.max(restarted.elapsed());
         let rpc = own.node.rpc();
         runtime.block_on(check_revisions(&rpc, &shared, round));
         for (actor, known) in &mut cast {
@@ -72,12 +71,7 @@ fn kill9_loses_nothing() {
         }
     }
     let total: u64 = cast.iter().map(|(_, known)| known.acknowledged).sum();
-    restarts.sort_unstable();
-    let (median, slowest) = (restarts[rounds / 2], restarts[rounds - 1]);
-    println!(
-        "{total} requests, restarts of {median:?} at the median and {slowest:?} at most, {met_a_commit} rounds with a commit \
-         of the backend"
-    );
+    println!("{total} requests, slowest restart {slowest:?}, {met_a_commit} rounds with a commit of the backend");
     assert!(total > 1_000, "only {total} requests: there was no load");
     for (actor, known) in &cast {
         assert!(known.acknowledged > 0, "{actor:?} did nothing");
@@ -88,5 +82,5 @@ fn kill9_loses_nothing() {
     );
     let first = own.node.config.data_dir().join("member/wal/0000000000000001.wal");
     assert!(!first.exists(), "the log was never purged");
-    assert!(median < RESTART_MAX, "restarts took {restarts:?}");
+    assert!(slowest < RESTART_MAX, "a restart took {slowest:?}");
 }

@@ -324,6 +324,10 @@ impl Backend {
         self.shared.control.lock().touched = Some(Touched::default());
         let copied = self
             .copy(disk, &go_on)
+            .map_err(|error| match error {
+                Error::Disk { source, .. } if disk::is_no_space(&source) => Error::NoSpaceForCopy,
+                error => error,
+            })
             .and_then(|successor| self.hand_over(successor, adopt, &go_on));
         self.shared.control.lock().touched = None;
         copied

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use quorate_api::Code;
 use quorate_api::proto::etcdserverpb::{self as pb};
 use quorate_store::backend::{self, Applied};
 use quorate_store::command::Command;
@@ -151,41 +152,21 @@ fn fed(place: &MemPlace) -> (Store, Applier, Feed, Picture) {
 fn crash_at_each_defrag_step_keeps_revision() {
     let place = MemPlace::default();
     let (store, mut applier, mut feed, before) = fed(&place);
-    let old_disk = place.disk();
-    let incoming = MemDisk::default();
-    let start = incoming.start_trace();
-    place.make_next_of(incoming.clone());
-    old_disk.start_trace();
-    let old_image = old_disk.image();
-    let first = feed.index;
+    let mut exchange = Exchange::begin(&place, before.clone());
     store.defragment().unwrap();
     assert_eq!(picture(&store), before);
-    let renamed_at = place.renamed_at().unwrap();
-    let mut promises = vec![(renamed_at, first)];
-    let mut states = vec![(first, before.clone())];
-    for _ in 0..3 {
-        feed.steps(4, &store, &mut applier);
-        store.flush().unwrap();
-        states.push((feed.index, picture(&store)));
-        promises.push((incoming.trace_len(), feed.index));
-    }
-    let trace = incoming.trace();
-    assert!(
-        renamed_at > 20 && trace.len() > renamed_at,
-        "{renamed_at} of {}",
-        trace.len()
-    );
+    exchange.go_on(&store, &mut applier, &mut feed);
     drop((store, applier));
-    let exchange = Exchange {
-        old: old_image,
-        before,
-        start,
-        trace,
-        renamed_at,
-        promises,
-        states,
-    };
     exchange.survives_power_loss();
+}
+
+fn assert_no_space(refused: Result<(), Error>) {
+    let error = refused.unwrap_err();
+    assert!(
+        matches!(error, Error::NotDefragmented(backend::Error::NoSpaceForCopy)),
+        "{error:?}"
+    );
+    assert_eq!(error.status().code, Code::ResourceExhausted);
 }
 
 const NEVER: u64 = 1 << 60;
@@ -221,7 +202,7 @@ fn interrupted_defrag_loses_nothing() {
     let small = MemDisk::default();
     small.set_capacity(64 << 10);
     place.make_next_of(small);
-    store.defragment().unwrap_err();
+    assert_no_space(store.defragment());
     assert!(!store.is_full(), "which is no business of the store's own file");
     let rotten = MemDisk::default();
     rotten.fail_reads(true);
@@ -277,11 +258,7 @@ fn a_full_disk_is_not_filled_by_a_copy() {
     }
     store.flush().unwrap();
     assert!(store.is_full());
-    let refused = store.defragment();
-    assert!(
-        matches!(refused, Err(Error::NotDefragmented(backend::Error::NoSpaceForCopy))),
-        "{refused:?}"
-    );
+    assert_no_space(store.defragment());
     disk.set_capacity(u64::MAX);
     feed.apply(&mut applier, put("k".into(), vec![]));
     store.flush().unwrap();
@@ -322,7 +299,9 @@ fn snapshot_install_and_defrag_exclude_each_other() {
     };
     feed.steps(100, &from, &mut source);
     let mut incoming = store.receive().unwrap();
-    assert!(matches!(store.defragment(), Err(Error::GaveWay)));
+    let gave_way = store.defragment().unwrap_err();
+    assert!(matches!(gave_way, Error::GaveWay));
+    assert_eq!(gave_way.status().code, Code::Unavailable);
     pieces(&from)
         .into_iter()
         .for_each(|piece| incoming.push(piece).unwrap());

@@ -47,37 +47,14 @@ fn received_snapshot_survives_power_loss() {
     let (pieces, after, mut feed) = newer();
     let (place, store, mut applier, before, _) = old(1);
     let old_disk = place.disk();
-    let incoming = MemDisk::default();
-    let start = incoming.start_trace();
-    place.make_next_of(incoming.clone());
-    old_disk.start_trace();
+    let mut exchange = Exchange::begin(&place, before);
     let received = receive(&store, &pieces).unwrap();
     assert!(place.has_incoming(), "received is not installed");
     assert_eq!(old_disk.trace_len(), 0, "the old file is left alone");
-    let old_image = old_disk.image();
     applier.install(received).unwrap();
     assert_eq!(picture(&store), after);
-    // What is promised from which point of the trace on.
-    let renamed_at = place.renamed_at().unwrap();
-    let mut promises = vec![(renamed_at, feed.index)];
-    let mut states = vec![(feed.index, after.clone())];
-    for _ in 0..3 {
-        feed.steps(4, &store, &mut applier);
-        store.flush().unwrap();
-        states.push((feed.index, picture(&store)));
-        promises.push((incoming.trace_len(), feed.index));
-    }
-    let trace = incoming.trace();
+    exchange.go_on(&store, &mut applier, &mut feed);
     drop((store, applier));
-    let exchange = Exchange {
-        old: old_image,
-        before,
-        start,
-        trace,
-        renamed_at,
-        promises,
-        states,
-    };
     exchange.survives_power_loss();
 }
 

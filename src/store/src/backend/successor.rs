@@ -78,7 +78,7 @@ impl Successor {
         successor.disk = Patient::new(disk, options.reserve_bytes);
         let Opened { db, facts, .. } = database::open(successor.disk.clone(), options.cache_bytes)?;
         successor.db = db;
-        successor.check(&facts, image.facts())?;
+        check(&facts, image.facts())?;
         Ok(successor)
     }
 
@@ -101,18 +101,7 @@ impl Successor {
             in_use: self.size.in_use,
             ..*facts
         };
-        self.check(&copied, facts)
-    }
-
-    fn check(&self, copied: &Facts, facts: &Facts) -> Result<(), Error> {
-        // The newest row may be one that compaction has removed, and then only the other file's thread knows of it.
-        let bound = copied.bound;
-        if *copied == (Facts { bound, ..*facts }) && copied.in_use == self.size.in_use {
-            return Ok(());
-        }
-        Err(Error::Corrupt {
-            what: format!("a copy of the file says {copied:?}, and should say {facts:?}"),
-        })
+        check(&copied, facts)
     }
 
     /// Rows that are newer than those that were looked at before.
@@ -123,8 +112,9 @@ impl Successor {
             let mut bytes = 0;
             let polite = &mut self.polite;
             image.each_row(Bound::Excluded(self.copied), |id, meta, value| {
-                bytes += meta.len() + value.map_or(0, <[u8]>::len);
-                polite.pass(meta.len() + value.map_or(0, <[u8]>::len));
+                let len = meta.len() + value.map_or(0, <[u8]>::len);
+                bytes += len;
+                polite.pass(len);
                 rows.push(StreamRow {
                     id,
                     meta: Bytes::copy_from_slice(meta),
@@ -200,6 +190,17 @@ impl Successor {
         }
         write.commit().during("copy what is no row")
     }
+}
+
+fn check(copied: &Facts, facts: &Facts) -> Result<(), Error> {
+    // The newest row may be one that compaction has removed, and then only the other file's thread knows of it.
+    let bound = copied.bound;
+    if *copied == (Facts { bound, ..*facts }) {
+        return Ok(());
+    }
+    Err(Error::Corrupt {
+        what: format!("a copy of the file says {copied:?}, and should say {facts:?}"),
+    })
 }
 
 /// One that is complete but for what the last commits did, for the thread that makes them.

@@ -8,14 +8,10 @@ use parking_lot::Mutex;
 use super::Root;
 use crate::error::Error;
 
-#[derive(Debug, Default)]
-pub(crate) struct Beside {
-    what: Mutex<What>,
-    /// Whoever wants a copy waits for whoever makes one.
-    pub copies: Mutex<()>,
-}
-
 /// What is under way.
+#[derive(Debug, Default)]
+pub(crate) struct Beside(Mutex<What>);
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum What {
     #[default]
@@ -29,7 +25,7 @@ enum What {
 impl Beside {
     /// Whether a snapshot wants to come in. It makes a copy of what is there now worthless.
     pub fn is_in_the_way(&self) -> bool {
-        *self.what.lock() == What::CopyInTheWay
+        *self.0.lock() == What::CopyInTheWay
     }
 }
 
@@ -40,7 +36,7 @@ pub(super) struct Slot {
 
 impl Slot {
     pub fn for_snapshot(root: &Arc<Root>) -> Result<Self, Error> {
-        let mut what = root.beside.what.lock();
+        let mut what = root.beside.0.lock();
         match *what {
             What::Nothing => *what = What::Snapshot,
             What::Snapshot => return Err(Error::Receiving),
@@ -53,7 +49,7 @@ impl Slot {
     }
 
     pub fn for_copy(root: &Arc<Root>) -> Result<Self, Error> {
-        let mut what = root.beside.what.lock();
+        let mut what = root.beside.0.lock();
         match *what {
             What::Nothing => *what = What::Copy,
             What::Snapshot => return Err(Error::GaveWay),
@@ -66,6 +62,6 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.root.place.discard();
-        *self.root.beside.what.lock() = What::Nothing;
+        *self.root.beside.0.lock() = What::Nothing;
     }
 }

@@ -8,9 +8,8 @@ use crate::error::Error;
 impl Store {
     /// Copies what is live to a new file, which then takes the place of the current one. Reads, applies and commits go on
     /// all the while; what it takes is time, and space on the disk for both. A snapshot that comes in goes first, and
-    /// brings a new file anyway. After an error all is as before, unless the store has failed. Blocks.
+    /// brings a new file anyway. One at a time. After an error all is as before, unless the store has failed. Blocks.
     pub fn defragment(&self) -> Result<(), Error> {
-        let _turn = self.root.beside.copies.lock();
         let slot = Slot::for_copy(&self.root)?;
         let disk = slot.root.place.incoming()?;
         let place = slot.root.place.clone();

@@ -1,39 +1,73 @@
 //! One file taking the place of another, with a loss of power at every write of the new one.
 
-use quorate_store::Store;
 use quorate_store::backend::disk::Place;
-use quorate_store::testing::{ALL_CASES, MemDisk, MemPlace, Op, Replay, Rng};
+use quorate_store::testing::{ALL_CASES, MemDisk, MemPlace, Replay, Rng};
+use quorate_store::{Applier, Store};
 
-use super::whole::{Picture, options, picture};
+use super::whole::{Feed, Picture, options, picture};
 
-pub fn open_in(place: &MemPlace) -> (Store, quorate_store::Applier) {
+pub fn open_in(place: &MemPlace) -> (Store, Applier) {
     Store::open_in(Box::new(place.clone()), options(), Box::new(())).unwrap()
 }
 
 /// What was recorded of it.
 pub struct Exchange {
-    /// What the old file had, and what that shows.
-    pub old: Vec<u8>,
-    pub before: Picture,
-    /// What the new file began as, and all that was done to it, with what was applied after the exchange.
-    pub start: Vec<u8>,
-    pub trace: Vec<Op>,
-    pub renamed_at: usize,
+    place: MemPlace,
+    incoming: MemDisk,
+    /// What the old file has, and what that shows.
+    old: Vec<u8>,
+    before: Picture,
+    /// What the new file began as.
+    start: Vec<u8>,
     /// The entry that is there from which point of the trace on, ascending.
-    pub promises: Vec<(usize, u64)>,
+    promises: Vec<(usize, u64)>,
     /// What some entries left.
-    pub states: Vec<(u64, Picture)>,
+    states: Vec<(u64, Picture)>,
 }
 
 impl Exchange {
+    /// Records what is done to the file that the place has and to the next one, by whoever has the store.
+    pub fn begin(place: &MemPlace, before: Picture) -> Self {
+        let incoming = MemDisk::default();
+        let start = incoming.start_trace();
+        place.make_next_of(incoming.clone());
+        place.disk().start_trace();
+        Self {
+            place: place.clone(),
+            incoming,
+            old: place.disk().image(),
+            before,
+            start,
+            promises: Vec::new(),
+            states: Vec::new(),
+        }
+    }
+
+    /// The new file has the name, with what the store shows. Entries follow, and their loss of power as well.
+    pub fn go_on(&mut self, store: &Store, applier: &mut Applier, feed: &mut Feed) {
+        let renamed_at = self.place.renamed_at().unwrap();
+        assert!(renamed_at > 20, "{renamed_at} writes");
+        self.promises.push((renamed_at, feed.index));
+        self.states.push((feed.index, picture(store)));
+        for _ in 0..3 {
+            feed.steps(4, store, applier);
+            store.flush().unwrap();
+            self.states.push((feed.index, picture(store)));
+            self.promises.push((self.incoming.trace_len(), feed.index));
+        }
+        assert!(self.incoming.trace_len() > renamed_at);
+    }
+
     /// Until the new file has the name the old one is there, whole; from then on the new one, with what was promised.
     pub fn survives_power_loss(&self) {
+        let trace = self.incoming.trace();
+        let renamed_at = self.promises[0].0;
         let mut replay = Replay::new(self.start.clone());
-        for cut in 0..=self.trace.len() {
+        for cut in 0..=trace.len() {
             for survives in ALL_CASES {
-                let what = format!("cut at {cut} of {}, {survives:?}", self.trace.len());
+                let what = format!("cut at {cut} of {}, {survives:?}", trace.len());
                 let image = replay.power_loss(survives, &mut Rng(cut as u64));
-                if cut <= self.renamed_at {
+                if cut <= renamed_at {
                     // The name is still the old file's, or that is what the folder remembers.
                     let place = MemPlace::with(MemDisk::with_image(self.old.clone()));
                     place.make_next_of(MemDisk::with_image(image.clone()));
@@ -42,14 +76,14 @@ impl Exchange {
                     assert_eq!(picture(&store), self.before, "{what}");
                     assert!(!place.has_incoming(), "{what}");
                 }
-                if cut >= self.renamed_at {
+                if cut >= renamed_at {
                     self.check_new(image, cut, &what);
                 }
                 if !replay.has_unsynced() {
                     break;
                 }
             }
-            if let Some(op) = self.trace.get(cut) {
+            if let Some(op) = trace.get(cut) {
                 replay.step(op);
             }
         }
