@@ -86,6 +86,8 @@ pub(super) async fn pump(source: &OwnedReadHalf, sink: &mut OwnedWriteHalf, pair
                 match source.try_read_buf(&mut buffer) {
                     Ok(0) => ended = true,
                     Ok(_) => {
+                        // looked at after the bytes, which were perhaps sent because of what is set by now
+                        let fault = line.borrow().fault;
                         let mut part = buffer.split();
                         if fault.flips_one_in.is_some_and(|parts| rand::random_ratio(1, parts)) {
                             let bit = rand::random_range(0..part.len() * 8);
