@@ -6,7 +6,7 @@
 //! * [`observe`] — who leads, and the end of consensus;
 //! * [`membership`] — raft's voters follow the members table;
 //! * [`progress`] — how far others are;
-//! * [`transfer`] — leadership given away; [`disk`] — when the disk hangs;
+//! * [`transfer`] — leadership given away; [`disk`] — when the disk hangs; [`reach`] — when others can't get through;
 //! * [`leases`] — keepalive and time to live; [`lead`] — whether this member leads for certain;
 //! * [`expiry`], [`checkpoints`], [`purge`] — what the node does by itself;
 //! * [`stop`] — ends it, within a time.
@@ -20,6 +20,7 @@ mod membership;
 mod observe;
 mod progress;
 mod purge;
+mod reach;
 mod start;
 mod stop;
 mod transfer;

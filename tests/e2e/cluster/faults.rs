@@ -41,9 +41,12 @@ enum Trouble {
     Slow,
     Reset,
     StopLeader,
+    /// Nobody can dial it; what it has dialled itself goes on.
+    ShutLeader,
+    ShutFollower,
 }
 
-const TROUBLES: [Trouble; 16] = [
+const TROUBLES: [Trouble; 18] = [
     Trouble::KillLeader,
     Trouble::PauseLeader,
     Trouble::IsolateLeader,
@@ -60,6 +63,8 @@ const TROUBLES: [Trouble; 16] = [
     Trouble::Shatter,
     Trouble::DeafenFollower,
     Trouble::Reset,
+    Trouble::ShutLeader,
+    Trouble::ShutFollower,
 ];
 
 fn round(cluster: &mut Cluster, trouble: Trouble, random: &mut StdRng) {
@@ -94,6 +99,8 @@ fn round(cluster: &mut Cluster, trouble: Trouble, random: &mut StdRng) {
             }
         }
         Trouble::Shatter => all.iter().for_each(|member| cluster.links().isolate(*member)),
+        Trouble::ShutLeader => cluster.links().shut(leader),
+        Trouble::ShutFollower => cluster.links().shut(follower),
         Trouble::Slow => cluster.links().delay_all(millis(20), millis(40)),
         Trouble::Reset => others(cluster, leader)
             .iter()
@@ -267,6 +274,38 @@ fn paused_member_never_serves_stale_read() {
         }
     }
     cluster.wait_equal();
+}
+
+/// A leader that nobody can dial is heard by everybody, and holds up all clients of the others: it makes room for one
+/// that can be reached. A follower like that holds up nobody.
+#[test]
+fn leader_that_others_cannot_reach_makes_room() {
+    let _turn = turn::shared();
+    let mut cluster = members(3).with_links().start();
+    let leader = cluster.wait_leader();
+    let rest = others(&cluster, leader);
+    let load = Load::through(&cluster, &rest).clients(6).watchers(2).start();
+    load.wait_acknowledged(100);
+    let shut = std::time::Instant::now();
+    cluster.links().shut(leader);
+    let next = cluster.wait_leader_without(&[leader]);
+    load.wait_acknowledged(300);
+    println!("another led and served {:?} after the port was shut", shut.elapsed());
+    let why = "most voters can't reach this member, which leads; giving leadership away";
+    assert!(cluster[leader].log().contains(why));
+    cluster.links().heal_all();
+    cluster.wait_equal();
+    let term = cluster.status(next).unwrap().raft_term;
+    cluster.links().shut(leader);
+    load.wait_acknowledged(300);
+    // more than it takes to miss a link and to change the leader
+    std::thread::sleep(millis(2500));
+    load.wait_acknowledged(300);
+    let now = cluster.status(next).unwrap();
+    assert_eq!((now.leader, now.raft_term), (cluster.member_id(next), term));
+    cluster.links().heal_all();
+    cluster.wait_equal();
+    load.finish().check();
 }
 
 /// B38, D8: a leader whose disk hangs gives leadership away, and takes it for granted that it is not the leader any more;

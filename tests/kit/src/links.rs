@@ -73,10 +73,18 @@ struct Shared {
 /// One direction between two members.
 #[derive(Debug)]
 struct Pair {
-    line: watch::Sender<Line>,
+    /// On connections that the sender dialled, and on those that the other did.
+    lines: [watch::Sender<Line>; 2],
     carried: AtomicU64,
     /// When the last byte that was let through has passed, at the rate allowed.
     passed: Mutex<Instant>,
+}
+
+/// Who dialled the connection that bytes are on.
+#[derive(Clone, Copy, Debug)]
+enum Dialled {
+    BySender,
+    ByReceiver,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -118,15 +126,12 @@ impl Links {
     }
 
     /// Sets what happens from `from` to `to`; `change` starts from what is set already.
-    pub fn set(&self, from: usize, to: usize, change: impl FnOnce(&mut Fault)) {
-        self.shared
-            .pair(from, to)
-            .line
-            .send_modify(|line| change(&mut line.fault));
+    pub fn set(&self, from: usize, to: usize, change: impl Fn(&mut Fault)) {
+        self.shared.pair(from, to).modify(|line| change(&mut line.fault));
     }
 
     pub fn fault(&self, from: usize, to: usize) -> Fault {
-        self.shared.pair(from, to).line.borrow().fault
+        self.shared.pair(from, to).line(Dialled::BySender).borrow().fault
     }
 
     /// Nothing that `from` sends arrives at `to`. The other way stays as it is.
@@ -169,10 +174,23 @@ impl Links {
         }
     }
 
+    /// Nothing passes on connections that were dialled to `member`, as when its peer port is blocked; on those that it
+    /// dials, everything does.
+    pub fn shut(&self, member: usize) {
+        for other in self.others(member) {
+            let cut = |from, to, dialled| {
+                let pair = self.shared.pair(from, to);
+                pair.line(dialled).send_modify(|line| line.fault.cut = true);
+            };
+            cut(other, member, Dialled::BySender);
+            cut(member, other, Dialled::ByReceiver);
+        }
+    }
+
     /// Closes all connections between the two, once. New ones are let through.
     pub fn reset(&self, one: usize, other: usize) {
         for (from, to) in [(one, other), (other, one)] {
-            self.shared.pair(from, to).line.send_modify(|line| line.resets += 1);
+            self.shared.pair(from, to).modify(|line| line.resets += 1);
         }
     }
 
@@ -271,8 +289,9 @@ impl Shared {
             Some(Owner::Other) => Default::default(),
             None => return reset(&stream),
         };
-        let resets = [&forth, &back].map(|pair| pair.line.borrow().resets);
-        if !forth.lets_through(&stream).await {
+        let lines = [forth.line(Dialled::BySender), back.line(Dialled::ByReceiver)];
+        let resets = lines.map(|line| line.borrow().resets);
+        if !lets_through(lines[0].subscribe(), &stream).await {
             return reset(&stream);
         }
         let Ok(onward) = TcpStream::connect((Ipv4Addr::LOCALHOST, target)).await else {
@@ -282,8 +301,8 @@ impl Shared {
         let _ = onward.set_nodelay(true);
         let (from_dialler, mut to_dialler) = stream.into_split();
         let (from_member, mut to_member) = onward.into_split();
-        let there = pump::pump(&from_dialler, &mut to_member, &forth, resets[0]);
-        let here = pump::pump(&from_member, &mut to_dialler, &back, resets[1]);
+        let there = pump::pump(&from_dialler, &mut to_member, &forth, lines[0].subscribe(), resets[0]);
+        let here = pump::pump(&from_member, &mut to_dialler, &back, lines[1].subscribe(), resets[1]);
         if !both(there, here).await {
             reset(from_dialler.as_ref());
             reset(from_member.as_ref());
@@ -304,26 +323,13 @@ impl Shared {
 }
 
 impl Pair {
-    /// Waits while nothing passes; false when the connection ends instead.
-    async fn lets_through(&self, stream: &TcpStream) -> bool {
-        let mut line = self.line.subscribe();
-        loop {
-            let fault = line.borrow_and_update().fault;
-            if fault.refuse {
-                return false;
-            }
-            if !fault.cut {
-                return true;
-            }
-            tokio::select! {
-                changed = line.changed() => if changed.is_err() { return false },
-                () = tokio::time::sleep(HANG_UP_POLL) => {
-                    let ready = stream.ready(Interest::READABLE).now_or_never();
-                    if ready.is_some_and(|ready| ready.map_or(true, |ready| ready.is_read_closed())) {
-                        return false;
-                    }
-                }
-            }
+    fn line(&self, dialled: Dialled) -> &watch::Sender<Line> {
+        &self.lines[dialled as usize]
+    }
+
+    fn modify(&self, change: impl Fn(&mut Line)) {
+        for line in &self.lines {
+            line.send_modify(&change);
         }
     }
 
@@ -345,9 +351,31 @@ impl Pair {
 impl Default for Pair {
     fn default() -> Self {
         Self {
-            line: watch::Sender::new(Line::default()),
+            lines: [(); 2].map(|()| watch::Sender::new(Line::default())),
             carried: AtomicU64::new(0),
             passed: Mutex::new(Instant::now()),
+        }
+    }
+}
+
+/// Waits while nothing passes; false when the connection ends instead.
+async fn lets_through(mut line: watch::Receiver<Line>, stream: &TcpStream) -> bool {
+    loop {
+        let fault = line.borrow_and_update().fault;
+        if fault.refuse {
+            return false;
+        }
+        if !fault.cut {
+            return true;
+        }
+        tokio::select! {
+            changed = line.changed() => if changed.is_err() { return false },
+            () = tokio::time::sleep(HANG_UP_POLL) => {
+                let ready = stream.ready(Interest::READABLE).now_or_never();
+                if ready.is_some_and(|ready| ready.map_or(true, |ready| ready.is_read_closed())) {
+                    return false;
+                }
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Opens the parts of consensus in order and recovers.
 
 use super::observe::{ended, observe};
-use super::{Identity, Node, Options, Parts, View, checkpoints, disk, expiry, membership, purge};
+use super::{Identity, Node, Options, Parts, View, checkpoints, disk, expiry, membership, purge, reach};
 use crate::barrier::{self, Barrier};
 use crate::lessor::{CHECKPOINT_PERIOD, Lessor, Monotonic};
 use crate::log_store::LogStore;
@@ -223,6 +223,7 @@ impl Node {
         tasks.push(runtime::spawn(membership::run(parts.clone())));
         tasks.push(runtime::spawn(parts.clone().watch_removal()));
         tasks.push(runtime::spawn(disk::run(parts.clone(), log.clone(), options.heartbeat)));
+        tasks.push(runtime::spawn(reach::run(parts.clone())));
         let schedule = purge::Schedule {
             every: options.purge_interval,
             entries: options.snapshot_count,

@@ -181,6 +181,7 @@ impl Service {
                 };
                 Answer::Forward(pb::ForwardAnswer { fate: fate as i32 })
             }
+            Request::Reach(_) => Answer::Reach(self.parts.reach(from.from)),
             Request::ReadIndex(_) => {
                 let index = if self.parts.leads() {
                     self.parts.barrier.index().await.unwrap_or(0)

@@ -8,9 +8,10 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Fault, Pair};
+use super::{Fault, Line, Pair};
 
 const READ_BYTES: usize = 64 << 10;
 /// How much may be on its way at once on a slow link. Beyond it the sender waits, as for a full window.
@@ -35,8 +36,13 @@ struct Underway {
     last_due: Option<Instant>,
 }
 
-pub(super) async fn pump(source: &OwnedReadHalf, sink: &mut OwnedWriteHalf, pair: &Pair, resets: u64) -> End {
-    let mut line = pair.line.subscribe();
+pub(super) async fn pump(
+    source: &OwnedReadHalf,
+    sink: &mut OwnedWriteHalf,
+    pair: &Pair,
+    mut line: watch::Receiver<Line>,
+    resets: u64,
+) -> End {
     let mut underway = Underway::default();
     let mut buffer = BytesMut::new();
     let mut ended = false;
