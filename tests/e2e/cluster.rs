@@ -4,11 +4,13 @@
 //! - [`leaders`]: leadership that moves, ends and is lost, and what requests under way hear of it;
 //! - [`faults`]: kills, pauses and cut links under a checked load;
 //! - [`snapshots`]: members that have missed more than the log holds;
+//! - [`same_data`]: a member that holds something else than the others;
 //! - [`defrag`]: files that get smaller meanwhile.
 
 mod defrag;
 mod faults;
 mod leaders;
+mod same_data;
 mod serves;
 mod snapshots;
 

@@ -7,6 +7,7 @@
 //! * [`membership`] — raft's voters follow the members table;
 //! * [`progress`] — how far others are;
 //! * [`transfer`] — leadership given away; [`disk`] — when the disk hangs; [`reach`] — when others can't get through;
+//! * [`hash`] — what others hold, to be compared;
 //! * [`leases`] — keepalive and time to live; [`lead`] — whether this member leads for certain;
 //! * [`expiry`], [`checkpoints`], [`purge`] — what the node does by itself;
 //! * [`stop`] — ends it, within a time.
@@ -14,6 +15,7 @@
 mod checkpoints;
 mod disk;
 mod expiry;
+mod hash;
 mod lead;
 mod leases;
 mod membership;
@@ -112,6 +114,8 @@ pub(crate) struct Parts {
     pub network: Arc<dyn Network>,
     /// Incarnations of members as they were first seen, where the table does not know them yet.
     pub seen: Mutex<BTreeMap<u64, u64>>,
+    /// One hash of everything at a time is worked out for peers.
+    pub hashing: tokio::sync::Mutex<()>,
     /// When a leader was last heard, and which.
     pub heard: Mutex<Option<Heard>>,
     applied: watch::Receiver<u64>,

@@ -16,6 +16,7 @@ mod args;
 mod build;
 mod exit;
 mod file;
+mod gates;
 mod go;
 mod settings;
 mod start_record;
@@ -35,9 +36,9 @@ use quorate_runtime::telemetry::{self, Level, Record};
 use quorate_runtime::tls::TlsVersion;
 
 pub use exit::Exit;
+pub use gates::{Gates, INITIAL_CORRUPT_CHECK, STOP_GRPC_SERVICE_ON_DEFRAG};
 pub use url::{Scheme, Url};
 pub use usage::{ETCD_VERSION, GIT_SHA, GO_VERSION, QUORATE_VERSION, go_arch, go_os};
-pub use value::{GATES, Gate};
 
 use settings::Settings;
 
@@ -115,6 +116,9 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     /// `--election-timeout`
     pub election_timeout: Duration,
+
+    /// `--feature-gates`
+    pub gates: Gates,
 
     /// `--watch-progress-notify-interval`
     pub watch_progress_notify_interval: Duration,

@@ -15,7 +15,7 @@ use quorate_store::watch::Hub;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tracing::warn;
 
 /// What the operator set and requests are held against.
@@ -34,6 +34,8 @@ pub struct Limits {
     /// How long a request may wait for consensus: 5 s and two election timeouts.
     pub request_timeout: Duration,
     pub election_timeout: Duration,
+    /// `--feature-gates=StopGRPCServiceOnDefrag`: the health service says so while the file is defragmented.
+    pub not_serving_in_defrag: bool,
     /// Shortest lease: one and a half election timeouts, in whole seconds.
     pub lease_ttl_min_secs: i64,
 }
@@ -73,6 +75,8 @@ pub struct Member {
     pub large_reads: Arc<Semaphore>,
     /// One at a time.
     pub defragmentation: Arc<Mutex<()>>,
+    /// What the gRPC health service says.
+    pub serving: watch::Sender<bool>,
     raising_nospace: AtomicBool,
 }
 
@@ -102,6 +106,7 @@ impl Member {
             memory,
             large_reads,
             defragmentation: Arc::default(),
+            serving: watch::Sender::new(true),
             raising_nospace,
         }
     }

@@ -10,6 +10,7 @@
 //! Nothing is written before all settings are known to be good.
 //!
 //! * [`start`] — files opened, consensus begun; [`opening`] — given up meanwhile;
+//! * [`same_data`] — compared with the others, if that is wanted;
 //! * [`introduce`] — this member makes itself known to the cluster;
 //! * [`hub`] — watches: start, clock, complaints;
 //! * [`ports`] — bound and served;
@@ -20,6 +21,7 @@ mod introduce;
 mod notify;
 mod opening;
 mod ports;
+mod same_data;
 mod start;
 
 use crate::api::v3::Services;
@@ -193,6 +195,7 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime, opening: &Ar
     registry.add_source(Arc::new(metrics::live::Live {
         state: state.clone(),
         quota_bytes: config.quota_backend.map(|quota| quota.0),
+        gates: config.gates.clone(),
     }));
 
     let (key, gate) = Gate::closed();
@@ -221,6 +224,7 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime, opening: &Ar
         let prepared = tokio::task::spawn_blocking(prepare)
             .await
             .context("start the member")??;
+        let was_here = prepared.start == bootstrap::Start::Restart;
         ports.serve(ports::bind_unix(config)?);
         let starting = start::Starting {
             config: config.clone(),
@@ -243,6 +247,9 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime, opening: &Ar
         let member = tokio::task::spawn_blocking(open).await.context("start the member")??;
         // Others need this member in order to elect anybody, and it needs them.
         peers.ready(member.node.service());
+        if was_here && config.gates.is_on(config::INITIAL_CORRUPT_CHECK) {
+            same_data::check(&member).await?;
+        }
         introduce::introduce(&member, config).await?;
         Ok::<_, anyhow::Error>(member)
     };
@@ -342,6 +349,7 @@ fn limits(config: &Config) -> Limits {
         quota_bytes: config.quota_backend.map(|quota| quota.0),
         request_timeout: Duration::from_secs(5) + config.election_timeout * 2,
         election_timeout: config.election_timeout,
+        not_serving_in_defrag: config.gates.is_on(config::STOP_GRPC_SERVICE_ON_DEFRAG),
         lease_ttl_min_secs: validate::lease_ttl_min(election_ms / heartbeat_ms, heartbeat_ms),
     }
 }

@@ -20,6 +20,8 @@ mod database;
 pub mod disk;
 mod error;
 mod export;
+#[cfg(any(test, feature = "testing"))]
+mod falsify;
 mod format;
 mod import;
 mod pending;
@@ -43,6 +45,8 @@ use self::database::{Facts, Opened};
 use self::disk::{Disk, FilePlace, Patient, Place};
 pub use self::error::Error;
 pub(crate) use self::export::{Image, Pieces};
+#[cfg(any(test, feature = "testing"))]
+pub use self::falsify::falsify;
 pub(crate) use self::format::decode_meta;
 pub use self::format::{FORMAT, MetaRow};
 pub(crate) use self::import::{Import, OnRows};

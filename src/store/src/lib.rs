@@ -47,5 +47,6 @@ pub use origins::Origin;
 #[cfg(any(test, feature = "testing"))]
 pub use stepped::Stepper;
 pub use store::{
-    EventSink, Image, Incoming, Options, Received, Selection, Store, Taken, TxnAnswer, Unfinished, VIEW_BYTES_MAX,
+    EventSink, HashKv, Image, Incoming, Options, Received, Selection, Store, Taken, TxnAnswer, Unfinished,
+    VIEW_BYTES_MAX,
 };

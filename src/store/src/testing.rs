@@ -3,6 +3,7 @@
 mod disk;
 mod place;
 
+pub use crate::backend::falsify;
 pub use disk::{ALL_CASES, MemDisk, Misread, Op, Replay, Survives};
 pub use place::{Fail, MemPlace};
 

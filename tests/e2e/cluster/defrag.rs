@@ -1,8 +1,11 @@
 //! Defragmentation by etcdctl, while everybody works on.
 
-use quorate_api::proto::etcdserverpb::{CompactionRequest, CompactionResponse};
+use quorate_api::proto::etcdserverpb::{CompactionRequest, CompactionResponse, DefragmentRequest, DefragmentResponse};
+use quorate_api::proto::grpc::health::v1::health_check_response::ServingStatus;
+use quorate_api::proto::grpc::health::v1::{HealthCheckRequest, HealthCheckResponse};
 use quorate_kit::background::wait_for;
-use quorate_kit::{Cluster, Etcdctl, Load, wait};
+use quorate_kit::rpc::LIMIT;
+use quorate_kit::{Cluster, Etcdctl, Load, Rpc, wait};
 
 use super::{ask, members};
 use crate::support::COMPACT;
@@ -73,4 +76,45 @@ fn members_are_defragmented_under_load() {
     }
     load.finish().check();
     cluster.wait_equal();
+}
+
+/// What the health service says before, during and after a defragmentation. One that is over before it is told of is
+/// followed by another.
+async fn said_during_defrag(rpc: Rpc) -> Vec<ServingStatus> {
+    let whole_server = HealthCheckRequest::default();
+    let mut health = rpc.bidi("/grpc.health.v1.Health/Watch", &whole_server).await.unwrap();
+    let first: HealthCheckResponse = health.next(LIMIT).await.unwrap().unwrap();
+    let mut said = vec![first.status()];
+    for _ in 0..20 {
+        let defragment = DefragmentRequest {};
+        let done = rpc.unary::<DefragmentResponse>("/etcdserverpb.Maintenance/Defragment", &defragment);
+        done.await.unwrap();
+        if let Ok(Some(next)) = health.next::<HealthCheckResponse>(super::millis(200)).await {
+            said.push(next.status());
+            let last: HealthCheckResponse = health.next(LIMIT).await.unwrap().unwrap();
+            said.push(last.status());
+            break;
+        }
+    }
+    let now: HealthCheckResponse = rpc.unary("/grpc.health.v1.Health/Check", &whole_server).await.unwrap();
+    assert_eq!(now.status(), ServingStatus::Serving);
+    said
+}
+
+/// The feature gate `StopGRPCServiceOnDefrag`: clients that look at their servers' health go elsewhere meanwhile.
+#[test]
+fn health_service_tells_of_a_defragmentation_if_wanted() {
+    use ServingStatus::{NotServing, Serving};
+    let _turn = turn::shared();
+    let gate = "--feature-gates=StopGRPCServiceOnDefrag";
+    for (state, wanted) in [("true", &[Serving, NotServing, Serving][..]), ("false", &[Serving])] {
+        let cluster = members(1).flag(&format!("{gate}={state}")).start();
+        let client = cluster.client();
+        wait_for(async move {
+            for number in 0..100 {
+                client.put(format!("{number}"), vec![b'v'; 100_000]).await.unwrap();
+            }
+        });
+        assert_eq!(wait_for(said_during_defrag(cluster[0].rpc())), wanted, "{state}");
+    }
 }

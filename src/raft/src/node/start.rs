@@ -183,6 +183,7 @@ impl Node {
             lessor,
             network: network.clone(),
             seen: Mutex::default(),
+            hashing: tokio::sync::Mutex::default(),
             heard: Mutex::default(),
             applied: applied.clone(),
             election,

@@ -182,6 +182,7 @@ impl Service {
                 Answer::Forward(pb::ForwardAnswer { fate: fate as i32 })
             }
             Request::Reach(_) => Answer::Reach(self.parts.reach(from.from)),
+            Request::Hash(ask) => Answer::Hash(self.parts.hash(ask.revision).await),
             Request::ReadIndex(_) => {
                 let index = if self.parts.leads() {
                     self.parts.barrier.index().await.unwrap_or(0)

@@ -71,8 +71,8 @@ impl rpc::Api for Services {
             Method::MaintenanceDefragment => maintenance::defragment(member, message).await,
             Method::MaintenanceMoveLeader => maintenance::move_leader(member, message).await,
             Method::MaintenanceHashKv => maintenance::hash_kv(member, message).await,
-            Method::HealthCheck => health::check(message),
-            Method::HealthList => health::list(message),
+            Method::HealthCheck => health::check(member, message),
+            Method::HealthList => health::list(member, message),
             other => Err(not_yet(other)),
         }
     }
@@ -89,7 +89,7 @@ impl rpc::Api for Services {
             Method::Watch => watch::serve(member, call, incoming, outgoing).await,
             Method::LeaseKeepAlive => lease::keep_alive(member, call, incoming, outgoing).await,
             Method::KvRangeStream => range::stream(member, incoming, outgoing).await,
-            Method::HealthWatch => health::watch(incoming, outgoing).await,
+            Method::HealthWatch => health::watch(member, incoming, outgoing).await,
             other => Err(not_yet(other)),
         }
     }

@@ -80,6 +80,7 @@ pub(super) fn config(settings: &Settings, mode: Mode, notices: &mut Vec<Record>)
         snapshot_catchup_entries: settings.uint("snapshot-catchup-entries"),
         heartbeat_interval: Duration::from_millis(settings.uint("heartbeat-interval")),
         election_timeout: Duration::from_millis(settings.uint("election-timeout")),
+        gates: settings.gates("feature-gates"),
         watch_progress_notify_interval: duration(settings, "watch-progress-notify-interval")
             .unwrap_or(DEFAULT_PROGRESS_INTERVAL),
         warning_apply_duration: duration(settings, "warning-apply-duration").unwrap_or_default(),

@@ -2,6 +2,7 @@
 
 use quorate_runtime::telemetry::Record;
 
+use super::gates::Gates;
 use super::table::{Support, TABLE, find};
 use super::url::Url;
 use super::value::Value;
@@ -96,6 +97,13 @@ impl Settings {
     pub fn list(&self, name: &str) -> Vec<String> {
         match self.value(name) {
             Some(Value::List(value)) => value,
+            other => wrong_kind(name, &other),
+        }
+    }
+
+    pub fn gates(&self, name: &str) -> Gates {
+        match self.value(name) {
+            Some(Value::Gates(value)) => value,
             other => wrong_kind(name, &other),
         }
     }

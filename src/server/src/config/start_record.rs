@@ -3,7 +3,10 @@
 use quorate_runtime::telemetry::{GoDuration, Level, Record};
 use serde_json::Value;
 
-use super::{ClusterState, Config, ETCD_VERSION, GIT_SHA, GO_VERSION, QUORATE_VERSION, Url, go_arch, go_os};
+use super::{
+    ClusterState, Config, ETCD_VERSION, GIT_SHA, GO_VERSION, INITIAL_CORRUPT_CHECK, QUORATE_VERSION, Url, go_arch,
+    go_os,
+};
 
 impl Config {
     /// `initialized`: the member has data already, so that the bootstrap settings mean nothing.
@@ -58,6 +61,8 @@ impl Config {
             .field("pre-vote", true)
             .field("strict-reconfig-check", self.strict_reconfig_check)
             .field("max-learners", self.max_learners)
+            .field("feature-gates", self.gates.to_string())
+            .field("initial-corrupt-check", self.gates.is_on(INITIAL_CORRUPT_CHECK))
             .field(
                 "watch-progress-notify-interval",
                 duration(self.watch_progress_notify_interval),

@@ -40,7 +40,7 @@ pub(super) fn check(config: &Config, mode: Mode) -> Result<(), Exit> {
             .push(Record::new(Level::Warn, "advertise client URLs are not set").field("error", text));
         return Err(exit);
     }
-    Ok(())
+    config.gates.check().map_err(Exit::refused)
 }
 
 /// Whoever binds must name an address of this machine, and a name may mean another tomorrow.

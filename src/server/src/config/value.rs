@@ -1,8 +1,7 @@
 //! What a flag can hold, and how its text is read: by the rules, and with the complaints, of Go's `flag` package and
 //! of etcd's own flag types.
 
-use std::collections::BTreeMap;
-
+use super::gates::Gates;
 use super::go;
 use super::url::{Url, parse_list};
 
@@ -38,36 +37,8 @@ pub(super) enum Value {
     Text(String),
     Urls(Vec<Url>),
     List(Vec<String>),
+    Gates(Gates),
 }
-
-/// A switch of `--feature-gates`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gate {
-    pub name: &'static str,
-    /// As etcd's metric has it.
-    pub stage: &'static str,
-    /// On unless told otherwise.
-    pub default: bool,
-}
-
-const fn gate(name: &'static str, stage: &'static str, default: bool) -> Gate {
-    Gate { name, stage, default }
-}
-
-/// The gates of etcd 3.7.
-pub const GATES: [Gate; 11] = [
-    gate("AllAlpha", "ALPHA", false),
-    gate("AllBeta", "BETA", false),
-    gate("CompactHashCheck", "ALPHA", false),
-    gate("FastLeaseKeepAlive", "BETA", true),
-    gate("InitialCorruptCheck", "ALPHA", false),
-    gate("LeaseCheckpoint", "ALPHA", false),
-    gate("LeaseCheckpointPersist", "ALPHA", false),
-    gate("PriorityRequest", "ALPHA", false),
-    gate("SetMemberLocalAddr", "ALPHA", false),
-    gate("StopGRPCServiceOnDefrag", "ALPHA", false),
-    gate("TxnModeWriteWithSharedBuffer", "BETA", true),
-];
 
 impl Kind {
     /// May stand on the command line without a value.
@@ -105,7 +76,7 @@ impl Kind {
                 let known = ["write-only", "write-only-skip-check", "write-only-drop-data", "gone"];
                 choice(text, &known, || format!("invalid value {text:?}"))?
             }
-            Kind::Gates => Value::Text(changed_gates(text)?),
+            Kind::Gates => Value::Gates(Gates::parse(text)?),
             Kind::Anything => Value::Text(text.to_owned()),
         };
         Ok(Some(value))
@@ -131,51 +102,9 @@ pub(super) fn unique(items: impl Iterator<Item = String>) -> Vec<String> {
     seen
 }
 
-/// Only the gates that differ from their default, sorted, in the same form: naming a gate's default asks for nothing.
-fn changed_gates(text: &str) -> Result<String, String> {
-    let mut gates = BTreeMap::new();
-    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-        let (name, state) = item
-            .split_once('=')
-            .ok_or_else(|| format!("missing bool value for {item}"))?;
-        let (name, state) = (name.trim(), state.trim());
-        let on = go::parse_bool(state).ok_or_else(|| {
-            format!("invalid value of {name}={state}, err: strconv.ParseBool: parsing {state:?}: invalid syntax")
-        })?;
-        gates.insert(name, on);
-    }
-    let mut changed = Vec::new();
-    for (name, on) in gates {
-        let Some(Gate { default, .. }) = GATES.iter().find(|gate| gate.name == name) else {
-            return Err(format!("unrecognized feature gate: {name}"));
-        };
-        if on != *default {
-            changed.push(format!("{name}={on}"));
-        }
-    }
-    Ok(changed.join(","))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn gates_at_their_default_ask_for_nothing() {
-        let parse = |text: &str| Kind::Gates.parse(text);
-        let text = |text: &str| Ok(Some(Value::Text(text.to_owned())));
-        assert_eq!(parse(""), text(""));
-        assert_eq!(parse("FastLeaseKeepAlive=true,LeaseCheckpoint=0"), text(""));
-        assert_eq!(
-            parse("LeaseCheckpoint=true, FastLeaseKeepAlive=f"),
-            text("FastLeaseKeepAlive=false,LeaseCheckpoint=true")
-        );
-        assert_eq!(parse("X=true"), Err("unrecognized feature gate: X".to_owned()));
-        assert_eq!(
-            parse("LeaseCheckpoint"),
-            Err("missing bool value for LeaseCheckpoint".to_owned())
-        );
-    }
 
     #[test]
     fn lists_hold_each_item_once() {

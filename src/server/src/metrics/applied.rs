@@ -126,7 +126,7 @@ impl Observer for Applied {
         }
         if took > self.slow {
             self.slow_total.inc();
-            warn!(took = ?took, expected = ?self.slow, commands = ops.len(), "apply took too long");
+            warn!(took = ?took, "expected-duration" = ?self.slow, commands = ops.len(), "apply request took too long");
         }
     }
 }

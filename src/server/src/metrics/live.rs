@@ -1,6 +1,6 @@
 //! What is read from the member when somebody asks: nothing is counted twice, and a scrape costs what it reads.
 
-use crate::config::{GATES, Gate};
+use crate::config::Gates;
 use crate::state::State;
 use quorate_api::MemberId;
 use quorate_api::version::{CLUSTER_VERSION, ETCD_VERSION, QUORATE_VERSION};
@@ -12,11 +12,13 @@ pub struct Live {
     pub state: Arc<State>,
     /// `None`: no quota.
     pub quota_bytes: Option<u64>,
+    pub gates: Gates,
 }
 
 impl Source for Live {
     fn write(&self, page: &mut Page) {
         fixed(page);
+        self.features(page);
         self.server(page);
         self.store(page);
         self.watch(page);
@@ -52,20 +54,21 @@ fn fixed(page: &mut Page) {
         "version",
         QUORATE_VERSION,
     );
-    let mut gates = page.family(
-        "etcd_server_feature_enabled",
-        "1 for features of etcd that are switched on; there is no switching yet.",
-        Kind::Gauge,
-    );
-    for Gate { name, stage, default } in GATES {
-        gates.sample(
-            &labels(&[("name", name), ("stage", stage)]),
-            f64::from(u8::from(default)),
-        );
-    }
 }
 
 impl Live {
+    fn features(&self, page: &mut Page) {
+        let mut features = page.family(
+            "etcd_server_feature_enabled",
+            "1 for features that are switched on.",
+            Kind::Gauge,
+        );
+        for (gate, on) in self.gates.all() {
+            let labels = labels(&[("name", gate.name), ("stage", gate.stage)]);
+            features.sample(&labels, f64::from(u8::from(on)));
+        }
+    }
+
     fn server(&self, page: &mut Page) {
         let member = self.state.member();
         let raft = member.map(|member| member.node.status());

@@ -123,7 +123,7 @@ impl RpcObserver for Rpc {
     fn handled(&self, method: Method, code: Code, took: Duration) {
         self.method(method).handled(i32::from(code.number()), took);
         if took > self.slow && method.kind() == Kind::Unary {
-            warn!(method = method.path(), took = ?took, expected = ?self.slow, "request took too long");
+            warn!("response type" = method.path(), "time spent" = ?took, "expected-duration" = ?self.slow, "request stats");
         }
     }
 }

@@ -130,7 +130,9 @@ pub async fn defragment(member: &Arc<Member>, message: Bytes) -> Result<RpcReply
         move || {
             let _turn = turn;
             member.counts.defragmenting.set(1);
+            member.serving.send_replace(!member.limits.not_serving_in_defrag);
             let done = defragment_here(&member);
+            member.serving.send_replace(true);
             member.counts.defragmenting.set(0);
             done
         }

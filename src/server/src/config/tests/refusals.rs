@@ -12,7 +12,6 @@ fn what_is_not_yet_supported_is_refused_by_name() {
             Kind::Int | Kind::Uint | Kind::Uint32 => "7".to_owned(),
             Kind::Duration => "7s".to_owned(),
             Kind::Urls | Kind::Cors => "http://127.0.0.1:7".to_owned(),
-            Kind::Gates => "LeaseCheckpoint=true".to_owned(),
             Kind::DiscoveryFallback => "proxy".to_owned(),
             _ => "other".to_owned(),
         };

@@ -36,6 +36,7 @@ fn defaults_are_etcds() {
         grpc_keepalive_timeout: Some(Duration::from_secs(20)),
         strict_reconfig_check: true,
         max_learners: 1,
+        gates: Gates::default(),
         snapshot_count: 10_000,
         snapshot_catchup_entries: 5_000,
         heartbeat_interval: Duration::from_millis(100),
@@ -141,6 +142,9 @@ fn every_supported_flag_takes_effect() {
         ("--grpc-keepalive-timeout=0s", |c| c.grpc_keepalive_timeout.is_none()),
         ("--strict-reconfig-check=false", |c| !c.strict_reconfig_check),
         ("--max-learners=2", |c| c.max_learners == 2),
+        ("--feature-gates=InitialCorruptCheck=true", |c| {
+            c.gates.is_on(INITIAL_CORRUPT_CHECK) && !c.gates.is_on(STOP_GRPC_SERVICE_ON_DEFRAG)
+        }),
         ("--max-learners=-1", |c| c.max_learners == 0),
         ("--snapshot-count=0", |c| c.snapshot_count == 10_000),
         ("--snapshot-count=7", |c| c.snapshot_count == 7),
