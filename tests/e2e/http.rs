@@ -1,6 +1,7 @@
 //! The HTTP endpoints beside the key-value API, as `http-endpoints.md` has them for 3.7.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use quorate_kit::http::{Answer, get, request};
 use serde_json::Value;
@@ -218,4 +219,27 @@ fn cors_and_host_rules() {
     );
     let other = from("good.test:2379", "http://evil.test:80").unwrap();
     assert_eq!((other.status, other.header("access-control-allow-origin")), (200, None));
+}
+
+/// `--listen-client-http-urls`: HTTP there, gRPC on the other client ports, and neither where the other is.
+#[test]
+fn http_can_have_ports_of_its_own() {
+    let port = quorate_kit::ports::free();
+    let own = start_with(|mut config| {
+        config.metrics_port = Some(quorate_kit::ports::free());
+        config.flag(&format!("--listen-client-http-urls=http://127.0.0.1:{port}"))
+    });
+    let http: SocketAddr = ([127, 0, 0, 1], port).into();
+    for path in ["/health", "/version", "/metrics", "/readyz"] {
+        assert_eq!(get(http, path).unwrap().status, 200, "{path}");
+        assert!(
+            get(own.node.address(), path).is_err(),
+            "{path} is answered on a port of gRPC"
+        );
+    }
+    own.node.etcdctl().ok(&["put", "a", "1"]);
+    let elsewhere = own.node.etcdctl().with_endpoints(&format!("http://{http}"));
+    let put = elsewhere.call(&["--command-timeout=1s", "put", "a", "2"]);
+    assert!(!put.ok, "{put:?}");
+    assert_eq!(own.node.etcdctl().ok(&["get", "a", "--print-value-only"]), "1\n");
 }

@@ -56,6 +56,8 @@ pub struct Config {
     pub listen_peer_urls: Vec<Url>,
     /// `--listen-client-urls`
     pub listen_client_urls: Vec<Url>,
+    /// `--listen-client-http-urls`; where there are any, the client URLs serve gRPC only
+    pub listen_client_http_urls: Vec<Url>,
     /// `--listen-metrics-urls`
     pub listen_metrics_urls: Vec<Url>,
     /// `--initial-advertise-peer-urls`
@@ -131,6 +133,13 @@ pub struct Config {
     pub metrics: MetricsLevel,
     /// `--log-level`, `--log-format`, `--log-outputs`
     pub log: telemetry::Options,
+}
+
+impl Config {
+    /// Where clients are listened for, by whatever protocol.
+    pub fn client_urls(&self) -> impl Iterator<Item = &Url> {
+        self.listen_client_urls.iter().chain(&self.listen_client_http_urls)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -206,6 +206,7 @@ fn start(config: &Config, telemetry: &Telemetry, runtime: &Runtime, opening: &Ar
         server,
         rpc: Rpc::new(Arc::new(Services::new(state.clone())), rpc_metrics, rpc_limits(config)),
         http: ports::client_http(config, ops.clone(), message_bytes_max(config)),
+        split: !config.listen_client_http_urls.is_empty(),
         ops,
         tls,
         peer_tls,

@@ -22,7 +22,7 @@ use crate::config::{Config, TlsFiles, Url};
 /// What client ports and metrics ports serve TLS with, if any of them does. Blocks.
 pub fn client_listeners(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>> {
     let files = &config.client_tls;
-    let urls: Vec<_> = config.listen_client_urls.iter().collect();
+    let urls: Vec<_> = config.client_urls().collect();
     make_certificate(files, config, "client", &urls)?;
     let Some((cert_file, key_file)) = served(files, &config.data_dir, "client") else {
         return Ok(None);

@@ -44,6 +44,7 @@ pub(super) fn config(settings: &Settings, mode: Mode, notices: &mut Vec<Record>)
         wal_dir: path(settings, "wal-dir"),
         listen_peer_urls: settings.urls("listen-peer-urls"),
         listen_client_urls: settings.urls("listen-client-urls"),
+        listen_client_http_urls: settings.urls("listen-client-http-urls"),
         listen_metrics_urls: settings.urls("listen-metrics-urls"),
         initial_advertise_peer_urls: settings.urls("initial-advertise-peer-urls"),
         advertise_client_urls: advertise_client_urls(settings, mode),

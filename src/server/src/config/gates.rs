@@ -11,7 +11,11 @@ pub const STOP_GRPC_SERVICE_ON_DEFRAG: &str = "StopGRPCServiceOnDefrag";
 const LEASE_CHECKPOINT: &str = "LeaseCheckpoint";
 const LEASE_CHECKPOINT_PERSIST: &str = "LeaseCheckpointPersist";
 
-const SWITCHABLE: [&str; 4] = [
+/// A renewal always waits for what is committed where that could matter, so both are the same here.
+const FAST_LEASE_KEEP_ALIVE: &str = "FastLeaseKeepAlive";
+
+const SWITCHABLE: [&str; 5] = [
+    FAST_LEASE_KEEP_ALIVE,
     INITIAL_CORRUPT_CHECK,
     STOP_GRPC_SERVICE_ON_DEFRAG,
     LEASE_CHECKPOINT,
@@ -35,7 +39,7 @@ const GATES: [Gate; 11] = [
     gate("AllAlpha", "ALPHA", false),
     gate("AllBeta", "BETA", false),
     gate("CompactHashCheck", "ALPHA", false),
-    gate("FastLeaseKeepAlive", "BETA", true),
+    gate(FAST_LEASE_KEEP_ALIVE, "BETA", true),
     gate(INITIAL_CORRUPT_CHECK, "ALPHA", false),
     gate(LEASE_CHECKPOINT, "ALPHA", false),
     gate(LEASE_CHECKPOINT_PERSIST, "ALPHA", false),

@@ -60,6 +60,7 @@ impl Config {
             .field("max-concurrent-streams", self.max_concurrent_streams)
             .field("pre-vote", true)
             .field("strict-reconfig-check", self.strict_reconfig_check)
+            .field("v2-deprecation", "write-only")
             .field("max-learners", self.max_learners)
             .field("feature-gates", self.gates.to_string())
             .field("initial-corrupt-check", self.gates.is_on(INITIAL_CORRUPT_CHECK))

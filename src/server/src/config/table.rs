@@ -146,10 +146,10 @@ pub(super) static TABLE: &[Flag] = &[
     flag(Member, NotYet, "raft-read-timeout", Kind::Duration, "5s", Nowhere, "Time limit for reads on peer connections."),
     flag(Member, NotYet, "raft-write-timeout", Kind::Duration, "5s", Nowhere, "Time limit for writes on peer connections."),
     flag(Member, Full, "feature-gates", Kind::Gates, "", Same,
-        "Features to switch, as A=true,B=false. InitialCorruptCheck: a member that was started before compares its data with the others' before it serves, and refuses to serve what differs. StopGRPCServiceOnDefrag: the gRPC health service says NOT_SERVING while the member is defragmented. LeaseCheckpoint, LeaseCheckpointPersist: always so."),
+        "Features to switch, as A=true,B=false. InitialCorruptCheck: a member that was started before compares its data with the others' before it serves, and refuses to serve what differs. StopGRPCServiceOnDefrag: the gRPC health service says NOT_SERVING while the member is defragmented. LeaseCheckpoint, LeaseCheckpointPersist: always so. FastLeaseKeepAlive: no difference, renewals are certain and fast."),
     flag(Member, Full, "listen-peer-urls", Kind::Urls, "http://localhost:2380", Same, "Comma-separated URLs to serve other members on."),
     flag(Member, Full, "listen-client-urls", Kind::Urls, "http://localhost:2379", Same, "Comma-separated URLs to serve clients on. Setting it makes --advertise-client-urls mandatory."),
-    flag(Member, NotYet, "listen-client-http-urls", Kind::Urls, "", Same, "Comma-separated URLs for HTTP only; the client URLs then serve gRPC only."),
+    flag(Member, Full, "listen-client-http-urls", Kind::Urls, "", Same, "Comma-separated URLs for HTTP only; the client URLs then serve gRPC only."),
 
     flag(Limits, Full, "quota-backend-bytes", Kind::Int, "0", Same, "Bytes of data after which writes are refused. 0: 2 GiB; negative: no limit."),
     flag(Limits, Full, "max-txn-ops", Kind::Uint, "128", Same, "Operations allowed in a transaction."),

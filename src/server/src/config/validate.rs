@@ -15,6 +15,7 @@ pub(super) fn check(config: &Config, mode: Mode) -> Result<(), Exit> {
     for urls in [
         &config.listen_peer_urls,
         &config.listen_client_urls,
+        &config.listen_client_http_urls,
         &config.listen_metrics_urls,
     ] {
         check_bind(urls)?;
@@ -139,7 +140,18 @@ fn check_client_listeners(config: &Config, notices: &mut Vec<Record>) -> Result<
     let Config { client_tls: tls, .. } = config;
     check_auto_tls("client", tls, config, notices)?;
     let no_certificate = tls.is_empty() && !tls.auto_tls;
-    for url in &config.listen_client_urls {
+    let of_grpc = |http: &&Url| {
+        config
+            .listen_client_urls
+            .iter()
+            .any(|url| url.authority() == http.authority())
+    };
+    if let Some(url) = config.listen_client_http_urls.iter().find(of_grpc) {
+        return Err(Exit::discovery_failed(format_args!(
+            "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {url}"
+        )));
+    }
+    for url in config.client_urls() {
         if url.is_tls() {
             if no_certificate {
                 return Err(Exit::discovery_failed(format_args!(
@@ -166,7 +178,7 @@ fn check_client_listeners(config: &Config, notices: &mut Vec<Record>) -> Result<
         let text = "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url";
         return Err(Exit::discovery_failed(text));
     }
-    let mut urls = config.listen_client_urls.iter().chain(&config.listen_metrics_urls);
+    let mut urls = config.client_urls().chain(&config.listen_metrics_urls);
     if !tls.is_empty() && urls.any(Url::is_tls) {
         check_pairs(tls)?;
     }

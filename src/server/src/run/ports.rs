@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 pub(super) struct Bound {
     peers: Vec<Binding>,
     clients: Vec<Binding>,
+    client_http: Vec<Binding>,
     probes: Vec<Binding>,
 }
 
@@ -35,6 +36,7 @@ fn bind(config: &Config, wanted: impl Fn(&Url) -> bool) -> Result<Bound, BindErr
     Ok(Bound {
         peers: of(&config.listen_peer_urls)?,
         clients: of(&config.listen_client_urls)?,
+        client_http: of(&config.listen_client_http_urls)?,
         probes: of(&config.listen_metrics_urls)?,
     })
 }
@@ -51,6 +53,8 @@ pub(super) struct Ports {
     /// Client ports are silent until it opens.
     pub gate: Gate,
     pub http: HttpService,
+    /// HTTP has client ports of its own.
+    pub split: bool,
     /// What other members are served by, and where.
     pub peers: PeerPort,
     pub peer_runtime: Handle,
@@ -58,7 +62,12 @@ pub(super) struct Ports {
 
 impl Ports {
     pub(super) fn serve(&self, bound: Bound) {
-        let Bound { peers, clients, probes } = bound;
+        let Bound {
+            peers,
+            clients,
+            client_http,
+            probes,
+        } = bound;
         let entered = self.peer_runtime.enter();
         for binding in peers {
             let http = HttpService::peer(self.ops.clone());
@@ -71,8 +80,12 @@ impl Ports {
             self.server.serve(binding, Service::metrics(http, self.tls.clone()));
         }
         for binding in clients {
-            let (rpc, http) = (self.rpc.clone(), Some(self.http.clone()));
+            let (rpc, http) = (self.rpc.clone(), (!self.split).then(|| self.http.clone()));
             let service = Service::client(rpc, http, self.tls.clone(), self.gate.clone());
+            self.server.serve(binding, service);
+        }
+        for binding in client_http {
+            let service = Service::client_http(self.http.clone(), self.tls.clone(), self.gate.clone());
             self.server.serve(binding, service);
         }
     }

@@ -13,6 +13,7 @@ fn defaults_are_etcds() {
         wal_dir: None,
         listen_peer_urls: url("http://localhost:2380"),
         listen_client_urls: url("http://localhost:2379"),
+        listen_client_http_urls: vec![],
         listen_metrics_urls: vec![],
         initial_advertise_peer_urls: url("http://localhost:2380"),
         advertise_client_urls: url("http://localhost:2379"),
@@ -73,6 +74,9 @@ fn every_supported_flag_takes_effect() {
         }),
         ("--advertise-client-urls=http://h:5", |c| {
             c.advertise_client_urls[0].port == 5
+        }),
+        ("--listen-client-http-urls=http://127.0.0.1:6", |c| {
+            c.listen_client_http_urls[0].port == 6
         }),
         ("--initial-cluster=anything", |c| c.initial_cluster == "anything"),
         ("--initial-cluster-state=existing", |c| {
