@@ -4,7 +4,10 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use quorate_kit::raw::{Raw, Windows};
+use bytes::Bytes;
+use prost::Message;
+use quorate_api::proto::etcdserverpb::RangeRequest;
+use quorate_kit::raw::{Raw, Windows, frame};
 use quorate_kit::tls::Material;
 use quorate_kit::{Node, Rpc};
 
@@ -88,6 +91,44 @@ fn closed_after(address: SocketAddr, first: &[u8], drip: Option<&[u8]>, limit: D
         }
     }
     None
+}
+
+/// Clients like Go's measure their line while they receive, with a ping for each round trip: a long answer brings many,
+/// and none of them is one too many.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pings_of_a_client_that_receives_are_welcome() {
+    const WINDOW: u32 = 32 << 10;
+    let own = start();
+    put_at(&own.node.rpc(), "a", vec![b'v'; 1 << 20]).await;
+    let stream = tokio::net::TcpStream::connect(own.node.address()).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    let connecting = builder.initial_window_size(WINDOW).handshake::<_, Bytes>(stream);
+    let (mut requests, mut connection) = connecting.await.unwrap();
+    let mut pings = connection.ping_pong().unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::post(format!("http://quorate.test{RANGE}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .unwrap();
+    let (answer, mut body) = requests.send_request(request, false).unwrap();
+    let range = RangeRequest {
+        key: "a".into(),
+        ..RangeRequest::default()
+    };
+    body.send_data(frame(&range.encode_to_vec()), true).unwrap();
+    let mut body = answer.await.unwrap().into_body();
+    let (mut received, mut answered) = (0, 0);
+    while let Some(data) = body.data().await {
+        let data = data.unwrap();
+        received += data.len();
+        pings.ping(h2::Ping::opaque()).await.unwrap();
+        answered += 1;
+        body.flow_control().release_capacity(data.len()).unwrap();
+    }
+    assert!(received > 1 << 20, "{received} bytes");
+    assert!(answered >= (1 << 20) / WINDOW, "{answered} pings");
+    connection.abort();
 }
 
 /// A39: streams opened and reset at once, as fast as they go, cost the attacker's connection and nobody else.

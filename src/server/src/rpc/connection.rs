@@ -11,7 +11,7 @@
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -89,7 +89,6 @@ impl<A: Api> Rpc<A> {
             header_bytes: AtomicUsize::new(0),
             header_bytes_max: self.limits.open_header_bytes_max,
             resets: Resets::new(),
-            sent: AtomicBool::new(false),
         })
     }
 
@@ -130,8 +129,6 @@ pub(crate) struct Conn {
     header_bytes_max: usize,
     /// Calls that the client gave up.
     pub(crate) resets: Resets,
-    /// Something of a call was sent since the last turn.
-    sent: AtomicBool,
 }
 
 /// The headers of an open call, counted until this is dropped.
@@ -165,10 +162,6 @@ impl Drop for HeaderCharge {
 }
 
 impl Conn {
-    pub(crate) fn note_sent(&self) {
-        self.sent.store(true, Ordering::Relaxed);
-    }
-
     pub(crate) fn try_lease(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.unwritten)
             .try_acquire_many_owned(self.permits(bytes))
@@ -349,10 +342,9 @@ where
                 }
             }
         }
-        let sent = conn.sent.swap(false, Ordering::Relaxed);
         let (pings_abused, unfinished) = cork.with_frames(|frames| {
             let abused = frames.pings.is_abused();
-            frames.pings.update(h2.has_streams(), sent);
+            frames.pings.update(h2.has_streams());
             (abused, frames.unfinished())
         });
         if pings_abused {

@@ -2,7 +2,7 @@
 //! one record, however many responses it carries. Large payloads are not copied: they go out at once, together with
 //! what had been collected before them.
 //!
-//! What comes in passes by a [`FrameWatch`] on its way to the library.
+//! What comes in passes by a [`FrameWatch`] on its way to the library, and what goes out on its way from it.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -110,6 +110,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
     fn poll_accept(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         if self.out.len() >= HIGH_BYTES {
             ready!(self.poll_write_out(cx, HIGH_BYTES / 2))?;
+        }
+        for slice in slices {
+            self.frames.sends(slice);
         }
         let total = slices.iter().map(|slice| slice.len()).sum();
         let mut written = 0;

@@ -1,5 +1,6 @@
 //! Follows the frames that a client sends, for what HTTP/2's library answers by itself and tells nobody: pings, header
-//! blocks with an authority that it would refuse, and frames that never end.
+//! blocks with an authority that it would refuse, and frames that never end. And those that it is sent, since the library
+//! keeps what a client has no window for, and tells nobody when it goes.
 
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use super::keepalive::PingWatch;
 const PREFACE_LEN: usize = 24;
 const HEAD_LEN: usize = 9;
 
+const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const PING: u8 = 0x6;
 const CONTINUATION: u8 = 0x9;
@@ -33,7 +35,40 @@ pub(crate) struct FrameWatch {
     unfinished: Option<Instant>,
     /// Length of all header blocks so far.
     header_bytes: u64,
+    sent: SentFrames,
     pub(crate) pings: PingWatch,
+}
+
+/// The frames that the client is sent.
+#[derive(Debug, Default)]
+struct SentFrames {
+    /// Bytes of the present frame that are still to go.
+    left: usize,
+    head: [u8; HEAD_LEN],
+    head_gone: usize,
+}
+
+impl SentFrames {
+    /// Whether a frame of a call begins in these bytes.
+    fn pass(&mut self, mut bytes: &[u8]) -> bool {
+        let mut of_call = false;
+        while !bytes.is_empty() {
+            let payload = self.left.min(bytes.len());
+            self.left -= payload;
+            bytes = &bytes[payload..];
+            let part = bytes.len().min(HEAD_LEN - self.head_gone);
+            self.head[self.head_gone..self.head_gone + part].copy_from_slice(&bytes[..part]);
+            self.head_gone += part;
+            bytes = &bytes[part..];
+            if self.head_gone == HEAD_LEN {
+                self.head_gone = 0;
+                let [a, b, c, kind, ..] = self.head;
+                self.left = u32::from_be_bytes([0, a, b, c]) as usize;
+                of_call |= matches!(kind, DATA | HEADERS);
+            }
+        }
+        of_call
+    }
 }
 
 impl FrameWatch {
@@ -46,6 +81,7 @@ impl FrameWatch {
             in_block: false,
             unfinished: None,
             header_bytes: 0,
+            sent: SentFrames::default(),
             pings,
         }
     }
@@ -88,6 +124,13 @@ impl FrameWatch {
             self.unfinished = None;
         } else if began || self.unfinished.is_none() {
             self.unfinished = Some(Instant::now());
+        }
+    }
+
+    /// Follows the frames through bytes on their way to the client.
+    pub(crate) fn sends(&mut self, bytes: &[u8]) {
+        if self.sent.pass(bytes) {
+            self.pings.sent();
         }
     }
 
@@ -150,10 +193,33 @@ mod tests {
         ack[4] = ACK;
         for _ in 0..10 {
             frames.read(&mut ack.clone());
-            frames.pings.update(true, true);
+            frames.pings.update(true);
+            frames.pings.sent();
             frames.read(&mut PING_FRAME.clone());
         }
         assert_eq!(frames.pings.strikes(), 0);
+    }
+
+    #[test]
+    fn what_a_call_is_sent_makes_pings_welcome_and_answers_to_pings_do_not() {
+        let data = [&[0, 0, 40, DATA, 0, 0, 0, 0, 1][..], &[PING; 40]].concat();
+        let ack = [&[0, 0, 8, PING, ACK, 0, 0, 0, 0][..], &[DATA; 8]].concat();
+        let update = [0, 0, 4, 0x8, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        for size in 1..60 {
+            let mut frames = frames();
+            for _ in 0..10 {
+                for part in [&data, &ack, &update.to_vec(), &ack] {
+                    part.chunks(size).for_each(|bytes| frames.sends(bytes));
+                }
+                frames.read(&mut PING_FRAME.clone());
+                assert_eq!(frames.pings.strikes(), 0, "in pieces of {size}");
+            }
+            for strikes in 1..3 {
+                ack.chunks(size).for_each(|bytes| frames.sends(bytes));
+                frames.read(&mut PING_FRAME.clone());
+                assert_eq!(frames.pings.strikes(), strikes, "in pieces of {size}");
+            }
+        }
     }
 
     #[test]

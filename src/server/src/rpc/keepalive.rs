@@ -22,7 +22,8 @@ pub(crate) struct PingWatch {
     strikes: u32,
     /// A call is open, or was begun since the last ping.
     active: bool,
-    /// We sent something of a call since the last ping.
+    /// We sent something of a call since the last ping. Clients measure their line with pings while they receive: those
+    /// come once a round trip, and answers are long.
     sent: bool,
 }
 
@@ -37,10 +38,14 @@ impl PingWatch {
         }
     }
 
-    /// What the connection's task knows: whether calls are open, and whether something was sent.
-    pub(crate) fn update(&mut self, calls_open: bool, sent: bool) {
+    /// What the connection's task knows.
+    pub(crate) fn update(&mut self, calls_open: bool) {
         self.active = calls_open;
-        self.sent |= sent;
+    }
+
+    /// Something of a call is on its way to the client.
+    pub(crate) fn sent(&mut self) {
+        self.sent = true;
     }
 
     pub(crate) fn is_abused(&self) -> bool {
@@ -149,7 +154,7 @@ mod tests {
     #[test]
     fn frequent_pings_are_abuse_after_two_strikes() {
         let mut watch = PingWatch::new(Duration::from_secs(3600));
-        watch.update(true, false);
+        watch.update(true);
         for _ in 0..3 {
             assert!(!watch.is_abused());
             watch.ping(Instant::now());
@@ -162,10 +167,10 @@ mod tests {
     #[test]
     fn a_slow_pinger_with_calls_is_welcome_and_without_is_not() {
         let mut watch = PingWatch::new(Duration::ZERO);
-        watch.update(true, false);
+        watch.update(true);
         (0..10).for_each(|_| watch.ping(Instant::now()));
         assert_eq!(watch.strikes, 0);
-        watch.update(false, false);
+        watch.update(false);
         (0..2).for_each(|_| watch.ping(Instant::now()));
         assert_eq!(watch.strikes, 2);
     }

@@ -101,7 +101,6 @@ impl Outgoing {
             unused.0 = None;
             let part = rest.split_front(piece).leased(lease);
             self.half.send(part, rest.has_remaining())?;
-            self.conn.note_sent();
         }
         Ok(())
     }

@@ -120,11 +120,11 @@ pub(crate) async fn serve<A: Api>(
             guard.done(code);
         }
         Outcome::Done(Err(status)) => {
-            refuse(&conn, &mut respond, &status);
+            refuse(&mut respond, &status);
             guard.done(status.code);
         }
         Outcome::Deadline => {
-            refuse(&conn, &mut respond, &Error::DeadlineExceeded.into());
+            refuse(&mut respond, &Error::DeadlineExceeded.into());
             guard.done(Code::DeadlineExceeded);
         }
         Outcome::Gone => guard.done(Code::Canceled),
@@ -140,10 +140,9 @@ fn read_status(error: &ReadError) -> Status {
     }
 }
 
-fn refuse(conn: &Conn, respond: &mut SendResponse<Payload>, status: &Status) {
+fn refuse(respond: &mut SendResponse<Payload>, status: &Status) {
     // An error means that the client is gone, and then nobody is left to tell.
     let _ = respond.send_response(trailers::only(StatusCode::OK, status), true);
-    conn.note_sent();
 }
 
 /// Counts reply bytes that wait for the client. While there are too many, the connection starts no further calls.
@@ -186,14 +185,13 @@ async fn write(
         Err(body) if super::payload::prefix(body.len()).is_ok() => Err(body),
         Ok(Err(_)) | Err(_) => {
             let status = Status::new(Code::ResourceExhausted, "reply is longer than a message can be");
-            refuse(conn, respond, &status);
+            refuse(respond, &status);
             return status.code;
         }
     };
     let Ok(mut stream) = respond.send_response(trailers::head(), false) else {
         return Code::Canceled;
     };
-    conn.note_sent();
     let payload = match payload {
         Ok(payload) => match send_at_once(conn, &mut stream, payload) {
             // The usual case: nothing to wait for.
@@ -296,7 +294,6 @@ pub(crate) async fn send_pieces(
         stream
             .send_data(rest.split_front(piece).leased(lease), false)
             .map_err(|_| Gone)?;
-        conn.note_sent();
     }
     Ok(())
 }
