@@ -10,6 +10,7 @@
 //!
 //! * [`url`] — where to listen, as etcd's flags say it;
 //! * [`socket`] — bound sockets and accepted ones;
+//! * [`parting`] — closed so that the other side hears why;
 //! * [`limits`] — what a stranger may cost before we know who it is;
 //! * `accept` — one task per listener;
 //! * `slots` — how many connections there may be;
@@ -19,6 +20,7 @@
 //! Running out of descriptors never ends a listener. [`Server::shutdown`] returns within its deadline.
 
 pub mod limits;
+pub(crate) mod parting;
 pub mod socket;
 pub mod url;
 

@@ -7,13 +7,14 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use quorate_runtime::tls::{AddressError, CertificateIdentity, ServerTls, explain};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
 use super::accept::Listener;
+use super::parting::part;
 use super::socket::{Rewind, Socket};
 use super::{Audience, Stop, Traffic};
 use crate::rpc::{Api, PeerInfo, TlsPeer};
@@ -23,9 +24,8 @@ use crate::{http, rpc};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The first byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
-/// How long, and for how much that it still sends, somebody who is turned away gets to hear why.
+/// So long somebody who is turned away gets to hear why.
 const PARTING: Duration = Duration::from_millis(500);
-const PARTING_BYTES_MAX: usize = 64 * 1024;
 
 /// Why a connection was not served.
 #[derive(Debug, thiserror::Error)]
@@ -274,7 +274,7 @@ async fn handshake(
     let io = match hello.into_stream(Arc::clone(config)).into_fallible().await {
         Ok(io) => io,
         Err((source, socket)) => {
-            part(socket).await;
+            part(socket, PARTING).await;
             return Err(failed(Some(server_name))(source));
         }
     };
@@ -300,25 +300,6 @@ async fn handshake(
         }
     };
     Ok((io, use_h2, peer))
-}
-
-/// Closes so that the other side hears why it is turned away: closing with bytes unread resets the connection, and what
-/// was sent last is lost.
-async fn part(mut socket: impl AsyncRead + AsyncWrite + Unpin) {
-    let drain = async {
-        socket.shutdown().await?;
-        let mut left = PARTING_BYTES_MAX;
-        let mut buffer = [0; 1024];
-        while left > 0 {
-            match socket.read(&mut buffer).await? {
-                0 => break,
-                n => left = left.saturating_sub(n),
-            }
-        }
-        Ok::<_, io::Error>(())
-    };
-    // There is nothing to be done about one that does not go.
-    let _ = timeout(PARTING, drain).await;
 }
 
 async fn dispatch<A, S>(

@@ -37,6 +37,7 @@ use super::resets::Resets;
 use super::{Api, CallContext, Kind, Limits, Method, PeerInfo, RpcObserver, call, stream, trailers, unary};
 use crate::http::HttpService;
 use crate::listen::Stop;
+use crate::listen::parting::part;
 
 /// Most bytes that a connection buffers for one call whose handler does not read.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -48,6 +49,8 @@ const SEND_BUFFER_BYTES: usize = 256 * 1024;
 const BODIES_MAX: usize = 8;
 /// Requests of one connection other than gRPC that are served at a time: their answers are whole in memory.
 const HTTP_MAX: usize = 8;
+/// How long a client may take to close what we have closed. Well below what the member's own end may take.
+const PARTING: Duration = Duration::from_millis(200);
 /// What small DATA frames may cost that no handler has read yet, at 256 bytes each less what they carry. The library's
 /// default ends the connection of a client that opens two thousand watches at once.
 const SMALL_FRAMES_BUDGET: usize = 8 * 1024 * 1024;
@@ -279,7 +282,7 @@ where
     let mut stall = Stall::new(rpc.limits.message_deadline);
     // Header bytes of which all calls have been taken up.
     let mut taken_up = 0;
-    std::future::poll_fn(|cx| {
+    let ended = std::future::poll_fn(|cx| {
         if !draining && drain.as_mut().poll(cx).is_ready() {
             draining = true;
             h2.graceful_shutdown();
@@ -373,7 +376,12 @@ where
             _ => Poll::Pending,
         }
     })
-    .await
+    .await;
+    if ended.is_ok() {
+        // A client may be sending its next request. It should hear from what it is sent last that nothing was done.
+        part(cork.io(), PARTING).await;
+    }
+    ended
 }
 
 fn refuse(mut respond: SendResponse<Payload>, response: Response<()>) {

@@ -74,6 +74,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Cork<S> {
         look(&mut self.0.lock().frames)
     }
 
+    /// What is below, for when HTTP/2 is done with it.
+    pub(crate) fn io(&self) -> CorkIo<S> {
+        CorkIo(Arc::clone(&self.0))
+    }
+
     /// Appends a last frame, for when the connection is given up anyway.
     pub(crate) fn append(&self, frame: &[u8]) {
         self.0.lock().out.extend_from_slice(frame);

@@ -11,25 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::kit::*;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 const ENHANCE_YOUR_CALM: u8 = 0xb;
-
-/// The header block of a gRPC request to Put, by HPACK's static table and literals.
-fn put_headers() -> Vec<u8> {
-    let mut block = vec![0x83, 0x86, 0x04, PUT.len() as u8];
-    block.extend_from_slice(PUT.as_bytes());
-    block.extend_from_slice(b"\x0f\x10\x10application/grpc");
-    block
-}
-
-fn h2_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    out.extend_from_slice(&[kind, flags]);
-    out.extend_from_slice(&stream.to_be_bytes());
-    out.extend_from_slice(payload);
-    out
-}
 
 /// The reason of the last GOAWAY in what the server sent, and its text.
 fn goaway(mut bytes: &[u8]) -> Option<(u8, Vec<u8>)> {

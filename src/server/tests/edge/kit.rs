@@ -525,3 +525,22 @@ pub fn peer_port() -> PeerPort {
     let metrics = quorate_server::metrics::peers::Peers::new(&Registry::new(), Duration::from_millis(100));
     PeerPort::new(Arc::new(metrics.unwrap()))
 }
+
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+/// The header block of a gRPC request to Put, by HPACK's static table and literals.
+pub fn put_headers() -> Vec<u8> {
+    let mut block = vec![0x83, 0x86, 0x04, PUT.len() as u8];
+    block.extend_from_slice(PUT.as_bytes());
+    block.extend_from_slice(b"\x0f\x10\x10application/grpc");
+    block
+}
+
+pub fn h2_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    out.extend_from_slice(&[kind, flags]);
+    out.extend_from_slice(&stream.to_be_bytes());
+    out.extend_from_slice(payload);
+    out
+}

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use quorate_server::listen::Gate;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::kit::*;
@@ -23,6 +24,49 @@ async fn accepted_calls_are_answered_on_stop() {
     assert_eq!(&slow.await.unwrap().message()[..], b"waited");
     assert!(TcpStream::connect(edge.addr).await.is_err(), "the port is closed");
     assert!(soon(try_send(&client, request(PUT), frame(b"ex"))).await.is_err());
+}
+
+/// A client that asks once more while its connection is being closed hears that nothing was done, and is not cut off before
+/// it has heard it: what it does not know it may not repeat.
+#[tokio::test]
+async fn whoever_asks_into_the_end_hears_of_it() {
+    const GOAWAY: u8 = 7;
+    const PING: u8 = 6;
+    let edge = start();
+    let mut client = TcpStream::connect(edge.addr).await.unwrap();
+    client.write_all(PREFACE).await.unwrap();
+    client.write_all(SETTINGS).await.unwrap();
+    // those of the server and its acknowledgement of ours
+    assert_eq!(next_frame(&mut client).await.0, 4);
+    let asking = async {
+        let mut goaways = 0;
+        while goaways < 2 {
+            match next_frame(&mut client).await {
+                (GOAWAY, _) => goaways += 1,
+                (PING, payload) => client.write_all(&h2_frame(PING, 1, 0, &payload)).await.unwrap(),
+                _ => {}
+            }
+        }
+        for stream in [1, 3, 5] {
+            let asked = h2_frame(1, 5, stream, &put_headers());
+            client.write_all(&asked).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        client.shutdown().await.unwrap();
+        client.read_to_end(&mut Vec::new()).await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(edge.server.shutdown(Duration::from_secs(5)), asking);
+    assert!(ended);
+    assert_eq!(edge.seen.started.load(Ordering::SeqCst), 0);
+}
+
+/// Its kind and payload.
+async fn next_frame(io: &mut TcpStream) -> (u8, Vec<u8>) {
+    let mut head = [0; 9];
+    io.read_exact(&mut head).await.unwrap();
+    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    io.read_exact(&mut payload).await.unwrap();
+    (head[3], payload)
 }
 
 /// E7
