@@ -377,6 +377,7 @@ where
         }
     })
     .await;
+    drop((calls, h2)); // nobody is left to answer
     if ended.is_ok() {
         // A client may be sending its next request. It should hear from what it is sent last that nothing was done.
         part(cork.io(), PARTING).await;
