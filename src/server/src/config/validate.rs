@@ -41,7 +41,10 @@ pub(super) fn check(config: &Config, mode: Mode) -> Result<(), Exit> {
             .push(Record::new(Level::Warn, "advertise client URLs are not set").field("error", text));
         return Err(exit);
     }
-    config.gates.check().map_err(Exit::refused)
+    if let Err(reason) = config.gates.check() {
+        return Err(Exit::refused(reason));
+    }
+    Ok(())
 }
 
 /// Whoever binds must name an address of this machine, and a name may mean another tomorrow.
