@@ -115,7 +115,7 @@ pub(crate) struct Parts {
     /// Incarnations of members as they were first seen, where the table does not know them yet.
     pub seen: Mutex<BTreeMap<u64, u64>>,
     /// One hash of everything at a time is worked out for peers.
-    pub hashing: tokio::sync::Mutex<()>,
+    pub hashing: Arc<tokio::sync::Mutex<()>>,
     /// When a leader was last heard, and which.
     pub heard: Mutex<Option<Heard>>,
     applied: watch::Receiver<u64>,

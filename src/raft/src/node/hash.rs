@@ -22,13 +22,18 @@ impl Node {
 impl Parts {
     /// This member's own, for a peer.
     pub(crate) async fn hash(&self, revision: i64) -> HashAnswer {
-        let _alone = self.hashing.lock().await;
+        let turn = self.hashing.clone().lock_owned().await;
         let store = self.store.clone();
         let state = |state: State| HashAnswer {
             state: state as i32,
             ..HashAnswer::default()
         };
-        match runtime::spawn_blocking(move || store.hash_kv(revision)).await {
+        // The turn goes along: when the peer is gone, the work still takes its place.
+        let work = move || {
+            let _turn = turn;
+            store.hash_kv(revision)
+        };
+        match runtime::spawn_blocking(work).await {
             Ok(Ok(hashed)) => HashAnswer {
                 state: State::Hashed as i32,
                 hash: hashed.hash,

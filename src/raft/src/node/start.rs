@@ -183,7 +183,7 @@ impl Node {
             lessor,
             network: network.clone(),
             seen: Mutex::default(),
-            hashing: tokio::sync::Mutex::default(),
+            hashing: Arc::default(),
             heard: Mutex::default(),
             applied: applied.clone(),
             election,
